@@ -1,0 +1,368 @@
+"""Whoever owns tasks: a service nursery, its clock, its alarms, and the end of it all.
+
+Invariants:
+
+* The body of the ``async with`` leaves first, the owner's tasks die last. Until then neither a cancellation around the
+  owner nor an exception of the body reaches them: each piece of work runs in a shielded scope that it opens before its
+  first checkpoint.
+* No task of the nursery ever raises into it. What crashes is kept (:meth:`Owner.crash`), closes the owner at once and
+  leaves the ``async with`` as itself; an exception of the body becomes its context.
+* Closing is one synchronous step: from it on every call is refused. Then the tasks are waited for, then
+  :class:`~trio_renew.OwnerClosed` is told.
+* Our own steps are protected from KeyboardInterrupt, the user's code is not (:func:`call_user`).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import Context, copy_context
+from heapq import heapify, heappop, heappush
+from itertools import count
+from math import inf
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
+
+import trio
+from trio.lowlevel import disable_ki_protection, enable_ki_protection
+
+from ._clock import Clock
+from ._events import Event, OwnerClosed, emit, logger
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from types import TracebackType
+
+__all__ = ("Alarm", "Owner", "call_user", "check_async_function", "hosting", "owning")
+
+P = ParamSpec("P")
+X = TypeVar("X")
+
+# Below this many dead entries a heap is not worth rebuilding.
+_FEW = 64
+
+
+def _awaitable(result: Awaitable[X], function: object) -> Awaitable[X]:
+    if not inspect.isawaitable(result):
+        raise TypeError(f"expected an async function, but {function!r} returned {type(result).__name__}, not an awaitable")
+    return result
+
+
+@disable_ki_protection
+async def call_user(function: Callable[..., Awaitable[X]], *args: Any) -> X:
+    """Await a user's async function where a KeyboardInterrupt may strike as in any task."""
+    # One expression: an interrupt between making the coroutine and awaiting it would leave it unawaited.
+    return await _awaitable(function(*args), function)
+
+
+def check_async_function(name: str, function: object) -> None:
+    """Refuse at the earliest point what cannot be an async function of no arguments.
+
+    Raises:
+      TypeError: It is a coroutine object, not callable, a generator function, or a plain synchronous function.
+    """
+    if inspect.iscoroutine(function):
+        function.close()
+        raise TypeError(f"{name} must be an async function, got a coroutine object: pass the function without calling it")
+    if not callable(function):
+        raise TypeError(f"{name} must be an async function of no arguments, got {type(function).__name__}")
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    generates = inspect.isasyncgenfunction(inner) or inspect.isgeneratorfunction(inner)
+    # A lambda or a wrapper may well return an awaitable; that shows when it is called.
+    plain = isinstance(inner, types.FunctionType | types.MethodType) and not inspect.iscoroutinefunction(inner)
+    opaque = inner is not inspect.unwrap(inner) or getattr(inner, "__name__", "") == "<lambda>"
+    if generates or (plain and not opaque):
+        kind = "a generator function" if generates else "a synchronous function"
+        raise TypeError(f"{name} must be an async function of no arguments, got {kind}: {function!r}")
+
+
+class Alarm:
+    """One callback at one instant of Trio's clock. Made by :meth:`Owner.alarm`."""
+
+    __slots__ = ("_owner", "callback", "deadline")
+
+    def __init__(self, owner: Owner, deadline: float, callback: Callable[[], None]) -> None:
+        self._owner = owner
+        self.deadline = deadline
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        """Forget it; fine when it has rung."""
+        if self.callback is not None:
+            self.callback = None
+            self._owner._alarm_cancelled()
+
+
+class Owner:
+    """The nursery of one resource, provider, cache or pool, and what belongs to its lifetime.
+
+    Args:
+      name: For events and task names.
+      observe: Told every event.
+      clock: The user's clock, or None.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_alarms",
+        "_closing",
+        "_context",
+        "_crash",
+        "_dead_alarms",
+        "_nursery",
+        "_sleeper",
+        "_thread",
+        "_tickets",
+        "_timekeeping",
+        "_token",
+        "clock",
+        "closed",
+        "name",
+        "observe",
+    )
+
+    clock: Clock
+    _nursery: trio.Nursery
+    _token: trio.lowlevel.TrioToken
+
+    def __init__(
+        self,
+        name: str | None,
+        observe: Callable[[Event], None] | None,
+        clock: Callable[[], float] | None,
+    ) -> None:
+        if observe is not None and not callable(observe):
+            raise TypeError(f"observe must be a function of one event or None, got {type(observe).__name__}")
+        if clock is not None and not callable(clock):
+            raise TypeError(f"clock must be a function that returns POSIX seconds or None, got {type(clock).__name__}")
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a str or None, got {type(name).__name__}")
+        self.name = name
+        self.observe = observe
+        self.clock = Clock(clock)
+        self.closed = False
+        # A dict for its order: what closes first is the same in every run.
+        self._closing: dict[Callable[[], None], None] = {}
+        self._context: Context = copy_context()
+        self._crash: BaseException | None = None
+        self._alarms: list[tuple[float, int, Alarm]] = []
+        self._dead_alarms = 0
+        self._tickets = count()
+        self._sleeper: trio.CancelScope | None = None
+        self._timekeeping = False
+        self._thread = get_ident()
+        self._token = trio.lowlevel.current_trio_token()
+
+    @property
+    def thread(self) -> int:
+        """The ident of the thread that the owner lives in."""
+        return self._thread
+
+    def tell(self, *events: Event) -> None:
+        """Tell the observer; see :func:`trio_renew._events.emit`."""
+        emit(self.observe, *events)
+
+    def check(self) -> None:
+        """Refuse a call that comes too late or from elsewhere.
+
+        Raises:
+          RuntimeError: Called from another thread or another Trio run.
+          trio.ClosedResourceError: The owner is closed.
+        """
+        if get_ident() != self._thread:
+            raise RuntimeError(f"{self!r} belongs to another thread: use it in the Trio run that opened it")
+        if self.closed:
+            self.refuse()
+        if trio.lowlevel.current_trio_token() is not self._token:
+            raise RuntimeError(f"{self!r} belongs to another Trio run: use it in the run that opened it")
+
+    def refuse(self) -> NoReturn:
+        """Raise what callers of a closed owner get."""
+        raise trio.ClosedResourceError(f"{self!r} is closed")
+
+    def __repr__(self) -> str:
+        return f"<trio_renew owner {self.name or 'without a name'}{' (closed)' if self.closed else ''}>"
+
+    # Tasks
+
+    def on_closing(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called in the step that closes the owner; it must not raise."""
+        self._closing[callback] = None
+
+    def not_closing(self, callback: Callable[[], None]) -> None:
+        """Take :meth:`on_closing` back; fine when it has been called."""
+        self._closing.pop(callback, None)
+
+    @enable_ki_protection
+    def start(self, work: Callable[[], Awaitable[None]], name: str) -> None:
+        """Run ``work`` in a task of the nursery, in a copy of the context in which the owner was opened.
+
+        ``work`` opens a shielded scope before its first checkpoint and ends soon after the owner has closed.
+        """
+        self._context.run(self._nursery.start_soon, self._guard, work, name=f"{name} of {self.name or 'trio_renew'}")
+
+    @enable_ki_protection
+    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except BaseException as exc:
+            self.crash(exc)
+
+    @enable_ki_protection
+    def crash(self, error: BaseException) -> None:
+        """End the owner as a crashed task ends a nursery; the error leaves its ``async with`` as itself."""
+        if self._crash is None:
+            self._crash = error
+        else:
+            logger.error("%r crashed again while it was ending", self, exc_info=error)
+        self.close()
+        self._nursery.cancel_scope.cancel()
+
+    @enable_ki_protection
+    def close(self) -> None:
+        """Refuse all calls from here on, and tell the work to end."""
+        if self.closed:
+            return
+        self.closed = True
+        for callback in list(self._closing):
+            callback()
+        self._closing.clear()
+        self._alarms.clear()
+        if self._sleeper is not None:
+            self._sleeper.cancel()
+
+    # Alarms
+
+    @enable_ki_protection
+    def alarm(self, deadline: float, callback: Callable[[], None]) -> Alarm:
+        """Have ``callback`` called at ``deadline`` on Trio's clock, in a task of the nursery."""
+        alarm = Alarm(self, deadline, callback)
+        heappush(self._alarms, (deadline, next(self._tickets), alarm))
+        if not self._timekeeping:
+            self._timekeeping = True
+            self.start(self._keep_time, "timekeeper")
+        elif self._alarms[0][2] is alarm:
+            self._set_sleeper()
+        return alarm
+
+    def _alarm_cancelled(self) -> None:
+        self._dead_alarms += 1
+        heap = self._alarms
+        if self._dead_alarms > _FEW and self._dead_alarms * 2 > len(heap):
+            heap[:] = [entry for entry in heap if entry[2].callback is not None]
+            heapify(heap)
+            self._dead_alarms = 0
+        self._drop_dead()
+        self._set_sleeper()
+
+    def _drop_dead(self) -> None:
+        # Nobody is woken for an alarm that is off.
+        heap = self._alarms
+        while heap and heap[0][2].callback is None:
+            heappop(heap)
+            self._dead_alarms -= 1
+
+    def _set_sleeper(self) -> None:
+        if self._sleeper is not None:
+            self._sleeper.deadline = self._alarms[0][0] if self._alarms else inf
+
+    async def _keep_time(self) -> None:
+        while not self.closed:
+            with trio.CancelScope(shield=True) as self._sleeper:
+                self._set_sleeper()
+                await trio.sleep_forever()
+            self._sleeper = None
+            now = trio.current_time()
+            while self._alarms and self._alarms[0][0] <= now:
+                alarm = heappop(self._alarms)[2]
+                callback, alarm.callback = alarm.callback, None
+                if callback is None:
+                    self._dead_alarms -= 1
+                else:
+                    callback()
+
+
+def _chain(error: BaseException, context: BaseException | None) -> None:
+    """Put ``context`` at the end of ``error``'s own chain of contexts, unless it is in there already."""
+    link = error
+    seen = {id(error)}
+    while link.__context__ is not None and id(link.__context__) not in seen:
+        link = link.__context__
+        seen.add(id(link))
+    inner = context
+    while inner is not None:
+        if id(inner) in seen:
+            return
+        inner = inner.__context__
+    link.__context__ = context
+
+
+@asynccontextmanager
+async def hosting(owner: Owner) -> AsyncGenerator[None, None]:
+    """Keep an owner's nursery open around a body. Leaving waits for its tasks, and cannot be cancelled.
+
+    What leaves, when several things go wrong at once: a crash of the owner's work, else a KeyboardInterrupt that came
+    while closing, else the exception of the body; each as itself, with the later ones of this list as its context.
+    """
+    problems: list[BaseException] = []
+    try:
+        async with trio.open_nursery() as owner._nursery:
+            try:
+                yield
+            except BaseException as exc:
+                problems.append(exc)
+            owner.close()
+    except BaseExceptionGroup as group:
+        # Our tasks never raise into the nursery: this is what interrupted the waiting for them.
+        problems.extend(group.exceptions)
+    try:
+        owner.tell(OwnerClosed(name=owner.name))
+    except BaseException as exc:
+        problems.append(exc)
+    if owner._crash is not None:
+        problems.append(owner._crash)
+        owner._crash = None
+    if problems:
+        # Python's own rule for the link between an exception and the ones before it does not know ours.
+        *earlier, error = problems
+        for context in reversed(earlier):
+            if not isinstance(context, trio.Cancelled):
+                _chain(error, context)
+        try:
+            raise error
+        finally:
+            del error, earlier, problems[:]
+
+
+class _Protected(AbstractAsyncContextManager[X, bool | None], Generic[X]):
+    """A context manager whose own steps no KeyboardInterrupt can split."""
+
+    __slots__ = ("_manager",)
+
+    def __init__(self, manager: AbstractAsyncContextManager[X, bool | None]) -> None:
+        self._manager = manager
+
+    @enable_ki_protection
+    async def __aenter__(self) -> X:
+        return await self._manager.__aenter__()
+
+    @enable_ki_protection
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._manager.__aexit__(kind, error, traceback)
+
+
+def owning(function: Callable[P, AsyncGenerator[X, None]]) -> Callable[P, AbstractAsyncContextManager[X, bool | None]]:
+    """Make an async context manager of a generator, protected from KeyboardInterrupt at both ends."""
+    make = asynccontextmanager(function)
+
+    @functools.wraps(function)
+    def manage(*args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[X, bool | None]:
+        return _Protected(make(*args, **kwargs))
+
+    return manage

@@ -1,0 +1,552 @@
+"""One resource that knows time: renewed before it is needed, served while the source is down.
+
+Invariants:
+
+* A value is *good* until ``good_until`` (its expiry less the leeway); inside the leeway and ``serve_expired_for`` it
+  is only a consolation (:meth:`RefreshingProvider._console`), and each such serving is reported.
+* Background refreshes never raise into a caller. They wait for ``min_interval``, the backoff, a refused budget, a
+  remembered permanent failure and the breaker; a caller who needs a value waits for the last two only.
+* The breaker half-opens when its probe starts, not when it is claimed; single flight makes it one probe. A fenced
+  fetch moves nothing here.
+* Correctness never depends on an alarm: every call looks at the clock.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from random import random
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+from trio.lowlevel import enable_ki_protection
+
+from ._errors import BreakerOpen, BudgetExhausted, MintedTokenAlreadyExpired, Unconfigured
+from ._events import BreakerChanged, FetchFailed, FetchStarted, FetchSucceeded, ServedExpired
+from ._flight import Flight, raise_shared
+from ._held import Held
+from ._owner import check_async_function, hosting, owning
+from ._policy.breaker import BreakerPolicy, Closed, HalfOpen, Open, admit, record_failure, record_success, same_to_observers
+from ._policy.decision import CacheState, ServeAndRefresh, ServeCached, decide
+from ._policy.schedule import RefreshPolicy, due_at, sample_jitter, soft_expiry
+from ._resource import RenewableResource
+from ._values import check_instant, check_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from types import TracebackType
+    from typing import Literal
+
+    from ._events import Event, Reason
+    from ._owner import Alarm
+    from .abc import Storage
+
+__all__ = ("RefreshingProvider", "open_provider", "open_provider_with")
+
+T = TypeVar("T")
+
+# A hit may skip the decision until this long before it could come out differently; and not for less than ten times it.
+_MARGIN = 0.1
+# Sleeping ends at least this often where the clock may jump while we sleep.
+_LONGEST_SLEEP = 60.0
+
+
+class _Hold:
+    """Something that is not allowed before an instant. A clock that goes back does not prolong it beyond its length."""
+
+    __slots__ = ("_length", "_until")
+
+    def __init__(self) -> None:
+        self.lift()
+
+    def lift(self) -> None:
+        self._until = -inf
+        self._length = 0.0
+
+    def set(self, now: float, length: float) -> None:
+        self._until = now + length
+        self._length = length
+
+    def until(self, now: float) -> float:
+        """The instant, whether it has come or not."""
+        if self._until - now > self._length:
+            self._until = now + self._length
+        return self._until
+
+
+class RefreshingProvider(RenewableResource[T]):
+    """A value that is renewed in the background before it expires. Made by :func:`open_provider`."""
+
+    __slots__ = (
+        "_backoff",
+        "_breaker",
+        "_breaker_policy",
+        "_failures",
+        "_fast_alarm",
+        "_interval",
+        "_keep_warm",
+        "_overridden",
+        "_permanent",
+        "_permanent_hold",
+        "_policy",
+        "_put_off",
+        "_read_expires_at",
+        "_setbacks",
+        "_used_at",
+        "_warm_alarm",
+    )
+
+    def __init__(
+        self,
+        mint: Callable[[], Awaitable[T | None]],
+        *,
+        policy: RefreshPolicy,
+        breaker: BreakerPolicy | None,
+        expires_at: Callable[[T], float | None] | None,
+        keep_warm: float,
+        after_claim: Callable[[], Awaitable[object]] | None,
+        storage: Storage[Any] | None,
+        fetch_timeout: float | None,
+        when_abandoned: Literal["finish", "cancel"],
+        observe: Callable[[Event], None] | None,
+        clock: Callable[[], float] | None,
+        name: str | None,
+    ) -> None:
+        if not isinstance(policy, RefreshPolicy):
+            raise TypeError(f"policy must be a RefreshPolicy, got {type(policy).__name__}")
+        if breaker is not None and not isinstance(breaker, BreakerPolicy):
+            raise TypeError(f"breaker must be a BreakerPolicy or None, got {type(breaker).__name__}")
+        if expires_at is not None and not callable(expires_at):
+            raise TypeError(f"expires_at must be a function of the value or None, got {type(expires_at).__name__}")
+        super().__init__(
+            mint,
+            after_claim=after_claim,
+            storage=storage,
+            fetch_timeout=fetch_timeout,
+            when_abandoned=when_abandoned,
+            observe=observe,
+            clock=clock,
+            name=name,
+        )
+        self._policy = policy
+        self._breaker_policy = breaker
+        self._breaker: Closed | Open | HalfOpen = Closed(0)
+        self._read_expires_at = expires_at
+        self._keep_warm = check_seconds("keep_warm", keep_warm, allow_inf=True)
+        self._used_at = -inf
+        self._failures = 0
+        self._setbacks = 0
+        self._backoff = _Hold()
+        self._put_off = _Hold()
+        self._interval = _Hold()
+        self._permanent: tuple[BaseException, TracebackType | None, BaseException | None] | None = None
+        self._permanent_hold = _Hold()
+        self._overridden = 0
+        self._fast_alarm: Alarm | None = None
+        self._warm_alarm: Alarm | None = None
+
+    async def current_token(self) -> T:
+        """Hand out the value; the same as :meth:`get`."""
+        return await self.get()
+
+    # Deciding
+
+    def _serve(self, now: float, *, may_wait: bool) -> Held[T] | None:
+        held, flight = self._held, self._flight
+        if held is None:
+            return None
+        state = CacheState(
+            held, held.due_at, flight is not None, self._breaker_at(now), held.good_until, self._not_before(now)
+        )
+        action, _ = decide(state, now)
+        if isinstance(action, ServeAndRefresh):
+            self._refresh_in_background("aging")
+            return None if may_wait and self._policy.due == "one_waits" else held
+        return held if isinstance(action, ServeCached) else None
+
+    def _refresh_in_background(self, reason: Reason) -> None:
+        self._take(reason, background=True).launch()
+
+    def _admit(self, now: float, rejected: Held[T] | None) -> bool:
+        self._raise_permanent(now)
+        breaker = self._breaker_at(now)
+        if admit(now, breaker)[0]:
+            return False
+        if rejected is not None and self._overridden != rejected.generation:
+            # The caller knows that what everybody uses is no good: worth one try.
+            self._overridden = rejected.generation
+            return True
+        assert isinstance(breaker, Open)
+        raise BreakerOpen(breaker.until) from self._last_failure
+
+    def _raise_permanent(self, now: float) -> None:
+        if self._permanent is not None:
+            if now < self._permanent_hold.until(now):
+                raise_shared(*self._permanent)
+            self._permanent = None
+
+    def _console(self, now: float, error: BaseException | None) -> Held[T] | None:
+        held = self._held
+        if held is None or now < held.good_until:
+            return held
+        if error is not None and self._policy.is_permanent(error):
+            return None
+        assert held.expires_at is not None
+        age = max(0.0, now - held.expires_at)
+        if now >= held.expires_at and not age < self._policy.serve_expired_for:
+            return None
+        self._owner.tell(ServedExpired(age, name=self._owner.name))
+        return held
+
+    def _still_usable(self, held: Held[T], now: float) -> bool:
+        return held.expires_at is None or now < held.expires_at
+
+    def _breaker_at(self, now: float) -> Closed | Open | HalfOpen:
+        policy = self._breaker_policy
+        if policy is not None and isinstance(self._breaker, Open) and self._breaker.until - now > policy.cooldown:
+            self._breaker = Open(now + policy.cooldown)
+        return self._breaker
+
+    def _not_before(self, now: float) -> float:
+        """Before this instant no background refresh starts, whatever the breaker says."""
+        holds = (self._backoff, self._put_off, self._interval, self._permanent_hold)
+        return max(hold.until(now) for hold in holds)
+
+    def _next_attempt_at(self, now: float) -> float | None:
+        holds = (self._backoff, self._put_off, self._permanent_hold)
+        at = max(hold.until(now) for hold in holds)
+        breaker = self._breaker_at(now)
+        if isinstance(breaker, Open):
+            at = max(at, breaker.until)
+        return at if at > now else None
+
+    def _health(self, now: float) -> dict[str, Any]:
+        return {
+            "breaker": None if self._breaker_policy is None else self._breaker,
+            "failures": self._failures,
+            "next_attempt_at": None if self._owner.closed else self._next_attempt_at(now),
+        }
+
+    # What the flight asks
+
+    def flight_starts(self, flight: Flight[T, Held[T]]) -> None:
+        now = flight.issued_at
+        events: list[Event] = []
+        if not flight.fenced:
+            self._interval.set(now, self._policy.min_interval)
+            admitted, breaker = admit(now, self._breaker_at(now))
+            if admitted:
+                events += self._move_breaker(breaker)
+        self._owner.tell(*events, FetchStarted(flight.reason, name=self._owner.name))
+
+    def accept(self, flight: Flight[T, Held[T]], value: T) -> Held[T]:
+        self._clock.reanchor()
+        arrived = self._clock.now()
+        return self._judge(value, min(flight.issued_at, arrived), arrived)
+
+    def _judge(self, value: T, issued_at: float, now: float, *, stored: bool = False) -> Held[T]:
+        """Read a value's life; a value that is not good any more is refused, unless it comes from storage."""
+        policy = self._policy
+        expires_at, own = self._expiry_of(value)
+        if expires_at is None and policy.ttl is not None:
+            expires_at = issued_at + policy.ttl
+        if expires_at is not None and now >= expires_at and not stored:
+            late = now - expires_at
+            raise MintedTokenAlreadyExpired(f"the fetch brought a value that expired {late:g} s ago")
+        if expires_at is None:
+            return Held(value, issued_at)
+        due = due_at(policy, issued_at, expires_at, sample_jitter(policy))
+        if stored and own is None:
+            # A lifetime that we gave it starts anew with each reading: renew it soon, or restarts prolong it for ever.
+            due = issued_at
+        good_until = soft_expiry(policy, issued_at, expires_at)
+        return Held(value, issued_at, expires_at=expires_at, due_at=due, good_until=good_until)
+
+    def _expiry_of(self, value: T) -> tuple[float | None, float | None]:
+        if self._read_expires_at is not None:
+            expires_at: Any = self._read_expires_at(value)
+        else:
+            try:
+                expires_at = value.expires_at  # type: ignore[attr-defined]
+            except AttributeError:
+                if self._policy.ttl is None:
+                    raise TypeError(
+                        f"a {type(value).__name__} has no expires_at attribute: say how long it lives, by expires_at= "
+                        "(a function of the value) or RefreshPolicy(ttl=...)"
+                    ) from None
+                expires_at = None
+        instant = check_instant("expires_at", expires_at)
+        return instant, instant
+
+    def flight_succeeded(self, flight: Flight[T, Held[T]], held: Held[T] | None) -> None:
+        events: list[Event] = []
+        if held is None:
+            if not flight.fenced:
+                self._set_back(self._clock.now())
+        elif not flight.fenced:
+            self._failures = self._setbacks = 0
+            self._backoff.lift()
+            self._put_off.lift()
+            self._forget_permanent()
+            events += self._move_breaker(record_success(self._breaker))
+        self._owner.tell(*events, self._succeeded(flight, held))
+        self._plan()
+
+    def flight_failed(self, flight: Flight[T, Held[T]], error: BaseException) -> None:
+        now = self._clock.now()
+        held = self._held
+        events: list[Event] = []
+        if not flight.fenced:
+            self._note_failure(flight, error)
+            self._failures += 1
+            if self._policy.is_permanent(error):
+                low, high = self._policy.permanent_ttl
+                self._permanent = (error, error.__traceback__, error.__context__)
+                self._permanent_hold.set(now, low + (high - low) * random())
+                self._setbacks = 0
+                self._backoff.lift()
+            else:
+                self._set_back(now)
+                if self._breaker_policy is not None:
+                    policy = self._breaker_policy
+                    events += self._move_breaker(record_failure(policy.threshold, policy.cooldown, now, self._breaker))
+        remaining = None if held is None else held.remaining(now)
+        duration, next_at = flight.duration, self._next_attempt_at(now)
+        self._owner.tell(
+            *events, FetchFailed(flight.reason, duration, error, remaining, next_at, name=self._owner.name)
+        )
+
+    def flight_refused(self, error: BaseException | None) -> bool:
+        return isinstance(error, BudgetExhausted)
+
+    def release(self, flight: Flight[T, Held[T]]) -> None:
+        super().release(flight)
+        if flight.override and not flight.answered:
+            self._overridden = 0  # an abandoned try was none
+        self._plan()
+
+    def _set_back(self, now: float) -> None:
+        self._setbacks += 1
+        if self._policy.retry is not None:
+            self._backoff.set(now, self._policy.retry.delay(self._setbacks, random()))
+
+    def _move_breaker(self, new: Closed | Open | HalfOpen) -> tuple[Event, ...]:
+        old, self._breaker = self._breaker, new
+        if same_to_observers(old, new):
+            return ()
+        return (BreakerChanged(old, new, name=self._owner.name),)
+
+    def _forget_permanent(self) -> None:
+        self._permanent = None
+        self._permanent_hold.lift()
+
+    # The rest
+
+    def _from_storage(self, value: T) -> Held[T]:
+        now = self._clock.now()
+        return self._judge(value, now, now, stored=True)
+
+    @enable_ki_protection
+    def _forget(self) -> trio.Event | None:
+        self._forget_permanent()
+        self._setbacks = 0
+        self._backoff.lift()
+        try:
+            return super()._forget()
+        finally:
+            self._plan()
+
+    def _closed(self) -> None:
+        super()._closed()
+        self._permanent = None
+
+    def _used(self, now: float) -> None:
+        self._used_at = now
+        if self._keep_warm:
+            self._plan()
+
+    def _speed_up(self, held: Held[T], now: float) -> None:
+        if not self._clock.wall_based or 0.0 < self._keep_warm < inf:
+            return
+        until = held.good_until if held.due_at is None else min(held.due_at, held.good_until)
+        if until != inf:
+            if until - now < 10 * _MARGIN:
+                return
+            # The wall clock may be stepped back; the alarm goes by Trio's.
+            if self._fast_alarm is not None:
+                self._fast_alarm.cancel()
+            self._fast_alarm = self._owner.alarm(trio.current_time() + (until - now) - _MARGIN, self._slow_down)
+        self._fast_value = held.value
+        self._fast_until = until
+
+    def _slow_down(self) -> None:
+        super()._slow_down()
+        if self._fast_alarm is not None:
+            self._fast_alarm.cancel()
+            self._fast_alarm = None
+
+    def _plan(self) -> None:
+        """Set the alarm for the next renewal that nobody asks for."""
+        if not self._keep_warm:
+            return
+        if self._warm_alarm is not None:
+            self._warm_alarm.cancel()
+            self._warm_alarm = None
+        held = self._held
+        if self._owner.closed or held is None or held.due_at is None or self._flight is not None:
+            return
+        now = self._clock.now()
+        at = max(held.due_at, self._not_before(now), self._next_attempt_at(now) or -inf)
+        if at < self._used_at + self._keep_warm:
+            self._warm_alarm = self._owner.alarm(trio.current_time() + self._sleep_for(at - now), self._warm)
+
+    def _sleep_for(self, seconds: float) -> float:
+        # A given clock, or a wall clock of a suspended machine, may come to the instant sooner than Trio's.
+        return max(0.0, seconds) if self._clock.steady else max(0.0, min(seconds, _LONGEST_SLEEP))
+
+    def _warm(self) -> None:
+        self._warm_alarm = None
+        held, now = self._held, self._clock.now()
+        if held is None or self._flight is not None or held.due_at is None:
+            return
+        ready = max(held.due_at, self._not_before(now), self._next_attempt_at(now) or -inf)
+        if now >= ready and now < self._used_at + self._keep_warm:
+            self._refresh_in_background("aging" if now < held.good_until else "expired")
+        else:
+            self._plan()
+
+
+@owning
+async def open_provider_with(
+    after_claim: Callable[[], Awaitable[object]] | None,
+    mint: Callable[[], Awaitable[T]],
+    *,
+    policy: RefreshPolicy = RefreshPolicy(),  # noqa: B008 - frozen
+    breaker: BreakerPolicy | None = BreakerPolicy(),  # noqa: B008 - frozen
+    expires_at: Callable[[T], float | None] | None = None,
+    eager: bool = True,
+    keep_warm: float = 0.0,
+    storage: Storage[Any] | None = None,
+    fetch_timeout: float | None = 30.0,
+    when_abandoned: Literal["finish", "cancel"] = "finish",
+    observe: Callable[[Event], None] | None = None,
+    clock: Callable[[], float] | None = None,
+    name: str | None = None,
+) -> AsyncGenerator[RefreshingProvider[T], None]:
+    """Open a provider as :func:`trio_renew.open_provider` does, with a hook between claim and runner.
+
+    Args:
+      after_claim: Awaited between the claim of a fetch and the start of it: the window that production code crosses
+        without a checkpoint. In the serving task when a caller needs the value, in the background task otherwise. A
+        cancellation there releases the claim, and those who had joined decide again; so does an exception, which is
+        the serving task's, or makes a background refresh a failed fetch.
+      mint: As for ``open_provider``, like all that follow.
+      policy: See there.
+      breaker: See there.
+      expires_at: See there.
+      eager: See there.
+      keep_warm: See there.
+      storage: See there.
+      fetch_timeout: See there; counts from after the hook.
+      when_abandoned: See there.
+      observe: See there.
+      clock: See there.
+      name: See there.
+    """
+    if mint is None:
+        raise Unconfigured("mint")
+    check_async_function("mint", mint)
+    provider: RefreshingProvider[T] = RefreshingProvider(
+        mint,
+        policy=policy,
+        breaker=breaker,
+        expires_at=expires_at,
+        keep_warm=keep_warm,
+        after_claim=after_claim,
+        storage=storage,
+        fetch_timeout=fetch_timeout,
+        when_abandoned=when_abandoned,
+        observe=observe,
+        clock=clock,
+        name=name,
+    )
+    async with hosting(provider._owner):
+        provider._used(provider._clock.now())
+        if eager:
+            await provider._obtain("initial")
+        yield provider
+
+
+@owning
+async def open_provider(
+    mint: Callable[[], Awaitable[T]],
+    *,
+    policy: RefreshPolicy = RefreshPolicy(),  # noqa: B008 - frozen
+    breaker: BreakerPolicy | None = BreakerPolicy(),  # noqa: B008 - frozen
+    expires_at: Callable[[T], float | None] | None = None,
+    eager: bool = True,
+    keep_warm: float = 0.0,
+    storage: Storage[Any] | None = None,
+    fetch_timeout: float | None = 30.0,
+    when_abandoned: Literal["finish", "cancel"] = "finish",
+    observe: Callable[[Event], None] | None = None,
+    clock: Callable[[], float] | None = None,
+    name: str | None = None,
+) -> AsyncGenerator[RefreshingProvider[T], None]:
+    """Keep a provider open around a body: a value with a lifetime, renewed in the background while it is still good.
+
+    Entering mints once (``eager``), with the caller's cancellation; leaving is not a cancellation point: it cancels
+    what is in flight and waits for it to unwind, and callers elsewhere get ``trio.ClosedResourceError`` at once. The
+    body can still use the provider in its ``finally`` blocks. What the body raises leaves as itself, not in a group.
+
+    Args:
+      mint: An async function of no arguments that returns the value, or None for "completed, no value". It runs in a
+        task of the provider's own nursery; what it raises goes to every caller of that fetch.
+      policy: When a value is renewed, and what happens when that fails.
+      breaker: When the source is left alone; None: never.
+      expires_at: Reads a value's expiry, in POSIX seconds, None for never. By default its ``expires_at`` attribute.
+      eager: Whether entering mints (or takes a good value from storage). If that fails, ``async with`` raises it.
+      keep_warm: Renew a due value without being asked, while the last use is less than this many seconds ago; 0: only
+        on use, infinity: always.
+      storage: Where the value outlives the process (``get``, ``set``, ``clear``); read once, when first needed.
+      fetch_timeout: Seconds that one fetch may take, and each storage call by itself; None or infinity: no limit.
+      when_abandoned: What becomes of a fetch when its last caller leaves: ``"finish"`` keeps its value, ``"cancel"``
+        cancels it. Background refreshes have no callers to lose.
+      observe: Told every :data:`Event`, synchronously; must be quick. What it raises is logged.
+      clock: Returns the time in POSIX seconds. None: the wall clock, or the test clock's under ``MockClock``.
+      name: For events, logs and task names.
+
+    Yields:
+      The :class:`RefreshingProvider`.
+
+    Raises:
+      Unconfigured: ``mint`` is None.
+      TypeError: An argument has the wrong type; it is named.
+      ValueError: An argument is out of range; it is named.
+      MintedTokenAlreadyExpired: The first value is no longer good.
+      Exception: What the first ``mint()`` raised.
+
+    Example::
+
+        async def mint() -> AuthToken:
+            answer = await client.post(token_url, data=grant)
+            return AuthToken.expiring_in(answer.json()["access_token"], answer.json()["expires_in"])
+
+        async with open_provider(mint) as provider:
+            token = await provider.get()
+    """
+    async with open_provider_with(
+        None,
+        mint,
+        policy=policy,
+        breaker=breaker,
+        expires_at=expires_at,
+        eager=eager,
+        keep_warm=keep_warm,
+        storage=storage,
+        fetch_timeout=fetch_timeout,
+        when_abandoned=when_abandoned,
+        observe=observe,
+        clock=clock,
+        name=name,
+    ) as provider:
+        yield provider
