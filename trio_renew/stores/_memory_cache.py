@@ -1,0 +1,281 @@
+"""The cache of the memory engine.
+
+Invariants:
+
+* ``_entries`` is in order of use, the least recently used first; entries beyond a limit go from that end.
+* ``_bytes`` is the sum of the entries' sizes (0 where nothing is measured) and never exceeds ``max_total_bytes``.
+* ``_tags`` holds exactly the tags of the entries that are kept: no empty set, no key without an entry.
+* Entries are the objects themselves, never copies; the codec only measures them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from math import inf
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from trio.lowlevel import enable_ki_protection
+
+from .._errors import StoreError
+from ._common import (
+    CacheEntryInfo,
+    CacheStats,
+    check_hash,
+    check_page,
+    check_scope,
+    check_tags,
+    check_text,
+    check_ttl,
+    check_value,
+    in_page,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ._common import Options
+    from ._memory_life import Life
+
+__all__ = ("MemoryCacheStore",)
+
+T = TypeVar("T")
+
+
+class _Entry(Generic[T]):
+    __slots__ = ("accessed", "created", "deadline", "number", "size", "tags", "value")
+
+    value: T
+    tags: tuple[str, ...]
+    size: int
+    number: int
+    created: float
+    accessed: float
+    deadline: float
+
+
+class MemoryCacheStore(Generic[T]):
+    """A cache in this process: exact least-recently-used order, tags, limits that always hold.
+
+    It keeps the objects that it is given, so whoever changes one changes it for everybody. Belongs to the bundle of
+    :func:`open_memory_stores`. ``get_nowait`` and ``set_nowait`` are the same without a checkpoint.
+    """
+
+    __slots__ = ("_bytes", "_entries", "_life", "_measured", "_number", "_options", "_tags")
+
+    def __init__(self, life: Life, options: Options) -> None:
+        self._life = life
+        self._options = options
+        self._measured = options.max_entry_size_bytes is not None or options.max_total_bytes is not None
+        self._entries: OrderedDict[str, _Entry[T]] = OrderedDict()
+        self._tags: dict[str, set[str]] = {}
+        self._bytes = 0
+        self._number = 0
+
+    # ---------------------------------------------------------------------------------------------- the protocol
+
+    @enable_ki_protection
+    def get_nowait(self, hash: str) -> T | None:
+        """Do what :meth:`get` does, without a checkpoint."""
+        entry = self._entries.get(hash)
+        if entry is None:
+            check_hash(hash)
+            if self._life.closed:
+                self._life.check()
+            return None
+        now = self._life.now()
+        if now >= entry.deadline:
+            self._drop(hash)
+            return None
+        entry.accessed = now
+        self._entries.move_to_end(hash)
+        return entry.value
+
+    async def get(self, hash: str) -> T | None:
+        """Give the value under this key, or None when there is none or it has expired. One checkpoint."""
+        await self._life.step()
+        return self.get_nowait(hash)
+
+    @enable_ki_protection
+    def set_nowait(self, hash: str, value: T, ttl: float, *, tags: Iterable[str] = ()) -> None:
+        """Do what :meth:`set` does, without a checkpoint."""
+        check_hash(hash)
+        check_value(value)
+        ttl = check_ttl(ttl)
+        if tags != ():
+            tags = check_tags(tags)
+        if self._life.closed:
+            self._life.check()
+        size = self._measure(hash, value) if self._measured else 0
+        now = self._life.now()
+        if hash in self._entries:
+            self._drop(hash)
+        if ttl < 0:
+            return
+        self._number += 1
+        entry: _Entry[T] = _Entry()
+        entry.value = value
+        entry.tags = tags
+        entry.size = size
+        entry.number = self._number
+        entry.created = entry.accessed = now
+        entry.deadline = now + ttl if ttl else inf
+        self._entries[hash] = entry
+        self._bytes += size
+        for tag in tags:
+            self._tags.setdefault(tag, set()).add(hash)
+        if ttl and self._life.asleep:
+            self._life.wake()
+        if self._options.max_items is not None or self._measured:
+            self._make_room()
+
+    async def set(self, hash: str, value: T, ttl: float, *, tags: Iterable[str] = ()) -> None:
+        """Store a value in the place of what the key held before, its tags included. One checkpoint.
+
+        Args:
+          hash: The key, a non-empty text.
+          value: Anything but None.
+          ttl: Seconds to live; 0: for ever; less than 0: expired at once.
+          tags: Non-empty texts.
+
+        Raises:
+          StoreError: It is larger than a limit, or a limit is set and the codec cannot encode it; what the key held
+            before is gone then.
+        """
+        await self._life.step()
+        self.set_nowait(hash, value, ttl, tags=tags)
+
+    async def delete(self, hash: str) -> None:
+        """Forget what the key holds. One checkpoint."""
+        check_hash(hash)
+        await self._life.step()
+        self._forget((hash,) if hash in self._entries else ())
+
+    async def clear(self, scope: str | None = None) -> None:
+        """Forget every entry, or those whose key starts with exactly ``scope``. One checkpoint."""
+        prefix = check_scope(scope)
+        await self._life.step()
+        self._forget([key for key in self._entries if key.startswith(prefix)])
+
+    async def invalidate_tag(self, tag: str) -> int:
+        """Forget the entries that carry this tag; says how many live ones there were. One checkpoint."""
+        return await self.invalidate_tags((check_text("tag", tag),))
+
+    async def invalidate_tags(self, tags: Iterable[str]) -> int:
+        """Forget the entries that carry any of these tags; each live one counts once. One checkpoint."""
+        wanted = check_tags(tags)
+        await self._life.step()
+        return self._forget({key for tag in wanted for key in self._tags.get(tag, ())})
+
+    # ------------------------------------------------------------------------------------------------- for people
+
+    async def list_entries(self, offset: int = 0, limit: int = 50) -> list[CacheEntryInfo]:
+        """List the live entries in the order in which they were stored. One checkpoint."""
+        page = check_page(offset, limit)
+        await self._life.step()
+        now = self._life.now()
+        live = [item for item in self._entries.items() if now < item[1].deadline]
+        live.sort(key=lambda item: item[1].number)
+        return [self._info(key, entry) for key, entry in in_page(live, *page)]
+
+    async def get_lru_items(self, limit: int = 10) -> list[CacheEntryInfo]:
+        """List the live entries that would be dropped first, in that order. One checkpoint."""
+        page = check_page(0, limit)
+        await self._life.step()
+        now = self._life.now()
+        live = [item for item in self._entries.items() if now < item[1].deadline]
+        return [self._info(key, entry) for key, entry in in_page(live, *page)]
+
+    async def get_stats(self) -> CacheStats:
+        """Count what is kept. One checkpoint."""
+        await self._life.step()
+        now = self._life.now()
+        return CacheStats(
+            total_items=len(self._entries),
+            expired=sum(now >= entry.deadline for entry in self._entries.values()),
+            total_bytes=self._bytes if self._measured else None,
+            max_items=self._options.max_items,
+            max_total_bytes=self._options.max_total_bytes,
+        )
+
+    async def cleanup(self) -> int:
+        """Remove what has expired; says how many entries that were. One checkpoint."""
+        await self._life.step()
+        return self.sweep(self.sweepable())[0]
+
+    def _info(self, key: str, entry: _Entry[T]) -> CacheEntryInfo:
+        instant = self._life.instant
+        return CacheEntryInfo(
+            hash=key,
+            expires_at=0.0 if entry.deadline == inf else instant(entry.deadline),
+            created_at=instant(entry.created),
+            last_accessed=instant(entry.accessed),
+            size=entry.size if self._measured else None,
+        )
+
+    # --------------------------------------------------------------------------------------------------- our steps
+
+    def _measure(self, hash: str, value: T) -> int:
+        options = self._options
+        try:
+            size = len(options.codec.encode(value))
+        except Exception as error:
+            self._forget((hash,) if hash in self._entries else ())
+            raise StoreError(f"the codec cannot encode the value of {hash!r}: {type(error).__name__}") from error
+        for name in ("max_entry_size_bytes", "max_total_bytes"):
+            most = getattr(options, name)
+            if most is not None and size > most:
+                self._forget((hash,) if hash in self._entries else ())
+                raise StoreError(f"the value of {hash!r} has {size} bytes, more than {name}={most}")
+        return size
+
+    def _make_room(self) -> None:
+        most, most_bytes = self._options.max_items, self._options.max_total_bytes
+        while (most is not None and len(self._entries) > most) or (most_bytes is not None and self._bytes > most_bytes):
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, hash: str) -> _Entry[T]:
+        entry = self._entries.pop(hash)
+        self._bytes -= entry.size
+        for tag in entry.tags:
+            keys = self._tags[tag]
+            keys.discard(hash)
+            if not keys:
+                del self._tags[tag]
+        return entry
+
+    @enable_ki_protection
+    def _forget(self, keys: Iterable[str]) -> int:
+        now = self._life.now()
+        return sum(now < self._drop(key).deadline for key in keys)
+
+    def sweepable(self) -> list[str]:
+        """Give the keys of what is kept."""
+        return list(self._entries)
+
+    @enable_ki_protection
+    def sweep(self, keys: list[str]) -> tuple[int, bool]:
+        """Remove what has expired among these keys."""
+        now = self._life.now()
+        removed, more = 0, False
+        for key in keys:
+            entry = self._entries.get(key)
+            if entry is not None and now >= entry.deadline:
+                self._drop(key)
+                removed += 1
+            elif entry is not None and entry.deadline != inf:
+                more = True
+        return removed, more
+
+    def redate(self, now: float) -> None:
+        """Date now what seems to come from the future."""
+        for entry in self._entries.values():
+            if entry.created > now:
+                entry.deadline -= entry.created - now
+                entry.created = now
+            entry.accessed = min(entry.accessed, now)
+
+    def close(self) -> None:
+        """Drop everything."""
+        self._entries.clear()
+        self._tags.clear()
+        self._bytes = 0
