@@ -1,0 +1,40 @@
+"""For users' tests: scripted sources, the handoff hook, sweeps of cancellation, interrupts and schedules.
+
+It works on any Trio code, with pytest and without, and registers nothing. Importing `trio_renew` does not import it.
+"""
+
+from ._handoff import Handoff as Handoff
+from ._handoff import all_claims as all_claims
+from ._interrupts import interrupt_at_every_line as interrupt_at_every_line
+from ._report import SweepFailure as SweepFailure
+from ._report import SweepReport as SweepReport
+from ._runs import victim as victim
+from ._scripted import Block as Block
+from ._scripted import ScriptedFetch as ScriptedFetch
+from ._scripted import ScriptExhausted as ScriptExhausted
+from ._scripted import Sleep as Sleep
+from ._scripted import Stubborn as Stubborn
+from ._scripted import Token as Token
+from ._sweeps import cancel_at_every_checkpoint as cancel_at_every_checkpoint
+from ._sweeps import do_at_every_checkpoint as do_at_every_checkpoint
+from ._sweeps import under_schedules as under_schedules
+from ._until import until as until
+
+__all__ = (
+    "Block",
+    "Handoff",
+    "ScriptExhausted",
+    "ScriptedFetch",
+    "Sleep",
+    "Stubborn",
+    "SweepFailure",
+    "SweepReport",
+    "Token",
+    "all_claims",
+    "cancel_at_every_checkpoint",
+    "do_at_every_checkpoint",
+    "interrupt_at_every_line",
+    "under_schedules",
+    "until",
+    "victim",
+)

@@ -1,0 +1,124 @@
+"""The only module of the kit that touches Trio's private names, and all process-wide state that a sweep borrows.
+
+Invariants:
+
+* Whatever `borrowed_state` and `without_gc` change is what it was when they are left, however they are left.
+* One sweep at a time: two in different threads would draw from each other's seeded schedules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import random
+import threading
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# Trio has no public way to make its scheduler deterministic; this is the one that its own test support uses.
+_trio_run: Any = importlib.import_module("trio._core._run")
+
+_one_at_a_time = threading.Lock()
+
+
+@contextlib.contextmanager
+def borrowed_state(caller: str) -> Iterator[Callable[[int], None]]:
+    """Make Trio's schedule and `random` seedable; gives the function that seeds both.
+
+    Raises:
+      RuntimeError: Inside a Trio run, or while another sweep is going on in this process.
+    """
+    if trio.lowlevel.in_trio_run():
+        raise RuntimeError(
+            f"{caller} makes Trio runs of its own, so it cannot be called inside of one: call it from a plain "
+            "(not async) test, or through trio.to_thread.run_sync"
+        )
+    if not _one_at_a_time.acquire(blocking=False):
+        raise RuntimeError(f"{caller}: another sweep is going on in this process; one at a time")
+    try:
+        deterministic = _trio_run._ALLOW_DETERMINISTIC_SCHEDULING
+        trio_state = _trio_run._r.getstate()
+        random_state = random.getstate()
+
+        def seed_both(seed: int) -> None:
+            _trio_run._r.seed(seed)
+            random.seed(seed)
+
+        try:
+            _trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True
+            yield seed_both
+        finally:
+            _trio_run._ALLOW_DETERMINISTIC_SCHEDULING = deterministic
+            _trio_run._r.setstate(trio_state)
+            random.setstate(random_state)
+    finally:
+        _one_at_a_time.release()
+
+
+@contextlib.contextmanager
+def without_gc() -> Iterator[None]:
+    """Keep the garbage collector out: where it strikes depends on the rest of the process, not on the scenario."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def living_tasks() -> list[trio.lowlevel.Task]:
+    """All tasks of the current run, Trio's own included."""
+    root = trio.lowlevel.current_root_task()
+    found = [] if root is None else [root]
+    for task in found:  # grows while it is walked
+        for nursery in task.child_nurseries:
+            found.extend(nursery.child_tasks)
+    return found
+
+
+def take_shields_down(tasks: list[trio.lowlevel.Task]) -> None:
+    """Let a cancellation reach everybody, so that a run that is given up ends."""
+    for task in tasks:
+        status: Any = task._cancel_status
+        while status is not None:
+            status._scope.shield = False
+            status = status.parent
+
+
+def throw_into(task: trio.lowlevel.Task, kind: type[BaseException]) -> None:
+    """Raise something in a task that is blocked and does not answer to cancellation."""
+    blocked: Any = task
+    if blocked._abort_func is not None:
+
+        def raise_it() -> NoReturn:
+            raise kind
+
+        blocked._attempt_abort(raise_it)
+
+
+def bury(tasks: list[trio.lowlevel.Task]) -> None:
+    """Close the tasks of a run that was torn down, innermost first, where nobody minds how they go."""
+    for task in reversed(tasks):
+        for nursery in task.child_nurseries:
+            children: Any = nursery
+            children._children.clear()
+        # It may answer with anything, and do so again.
+        for _ in range(10):
+            with contextlib.suppress(BaseException):
+                task.coro.close()
+                break
+
+
+def outside_may_wake_it() -> bool:
+    """Say whether something outside of the current run (a thread, a socket) may still wake one of its tasks."""
+    # One task, Trio's own, always waits for the socket by which other threads wake the run.
+    io = trio.lowlevel.current_statistics().io_statistics
+    waiting = sum(getattr(io, name) for name in dir(io) if name.startswith("tasks_waiting"))
+    root: Any = trio.lowlevel.current_root_task()
+    return waiting > 1 or (root._runner.trio_token is not None and threading.active_count() > 1)

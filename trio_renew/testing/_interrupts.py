@@ -1,0 +1,293 @@
+"""Interrupts: one scenario, run again and again, with a KeyboardInterrupt at another line each time.
+
+Invariants:
+
+* A line is told by Python's line tracing, in the main thread, and only while the scenario runs.
+* The tracer that was there before (coverage, a debugger) is put back where it was taken away: in the same frame, so
+  that it never sees an end without a beginning. It does not see what runs meanwhile.
+* What an interrupt does is decided by the handler that Trio has installed: it gets the frame, as from a signal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import gc
+import inspect
+import signal
+import sys
+import threading
+import warnings
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+
+from . import _internals
+from ._report import SweepReport
+from ._runs import Run
+from ._sweeps import arguments, check_functions, check_number, raise_finding, steps_allowed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from types import CodeType, FrameType
+
+__all__ = ("interrupt_at_every_line",)
+
+T = TypeVar("T")
+_KIT = __name__.rpartition(".")[0]
+
+
+class Within(dict[object, bool]):
+    """Which modules, by name, are interrupted; answers for names are remembered."""
+
+    def __init__(self, modules: Iterable[ModuleType]) -> None:
+        super().__init__()
+        self._modules = [(module.__name__, hasattr(module, "__path__")) for module in modules]
+
+    def __missing__(self, name: object) -> bool:
+        self[name] = inside = isinstance(name, str) and not _belongs(name, _KIT) and self._covers(name)
+        return inside
+
+    def _covers(self, name: str) -> bool:
+        return any(name == own or (is_package and _belongs(name, own)) for own, is_package in self._modules)
+
+
+def _belongs(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def leaves_a_with(code: CodeType, offset: int) -> bool:
+    """Say whether a line begins at this offset with nothing but the call of a context manager's exit.
+
+    That is where Python comes by the line of the ``with`` once more, on the way from its body to ``__exit__``. No
+    signal is handled there, and an exception there would skip the exit.
+    """
+    ahead = [step for step in dis.get_instructions(code) if step.offset >= offset][:5]
+    names = [step.opname for step in ahead]
+    if names[:2] == ["PUSH_EXC_INFO", "WITH_EXCEPT_START"]:
+        return True
+    # A result of the body (`return x`) is moved out of the way first.
+    ahead = ahead[1:] if names[:1] == ["SWAP"] else ahead[:4]
+    nones, call = ahead[:3], ahead[3:]
+    return (
+        len(call) == 1
+        and call[0].opname in ("PRECALL", "CALL")
+        and all(step.opname == "LOAD_CONST" and step.argval is None for step in nones)
+    )
+
+
+class Tracer:
+    """Counts the lines that are run in some modules, and interrupts at one of them.
+
+    Args:
+      within: Which modules.
+      at: At which line, counted from 1; None: at none.
+    """
+
+    def __init__(self, within: Within, at: int | None) -> None:
+        self.within = within
+        self.at = at
+        self.count = 0
+        self.armed = False
+        self.place: str | None = None
+        #: Trio's, once the run has begun.
+        self.handler: Callable[[int, FrameType | None], object] = signal.default_int_handler
+
+    def on_call(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        """Python's global trace function."""
+        if self.armed and self.within[frame.f_globals.get("__name__")]:
+            return self.on_line
+        return None
+
+    def on_line(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        """Python's local trace function."""
+        if event == "line" and self.armed:
+            self.count += 1
+            if self.count == self.at:
+                self.strike(frame)
+        return self.on_line
+
+    def strike(self, frame: FrameType) -> None:
+        """Do as if a signal came before the next instruction of this frame."""
+        self.armed = False
+        self.place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        sys.settrace(None)
+        # From here on: a coroutine that was made but not awaited yet is dropped by the interrupt, not forgotten.
+        _allow_unawaited_coroutines()
+        # Without a frame Trio keeps the interrupt until it can deliver it.
+        self.handler(signal.SIGINT, None if leaves_a_with(frame.f_code, frame.f_lasti) else frame)
+
+
+def _allow_unawaited_coroutines() -> None:
+    warnings.filterwarnings("ignore", message=r"coroutine .* was never awaited", category=RuntimeWarning)
+
+
+def nothing_but_interrupts(error: BaseException) -> bool:
+    """Say whether an error is a KeyboardInterrupt, or a group of nothing else."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(KeyboardInterrupt)[1] is None
+    return isinstance(error, KeyboardInterrupt)
+
+
+class InterruptedRun(Run):
+    """A run with an interrupt at a line."""
+
+    def __init__(
+        self,
+        scenario: Callable[[], Awaitable[object]],
+        check: Callable[..., object] | None,
+        tracer: Tracer,
+        *,
+        most: int,
+    ) -> None:
+        super().__init__(scenario, check, most=most)
+        self._tracer = tracer
+
+    def launch(self) -> None:
+        """Run Trio, traced."""
+        previous = sys.gettrace()
+        with warnings.catch_warnings():
+            try:
+                sys.settrace(self._tracer.on_call)
+                super().launch()
+            finally:
+                sys.settrace(previous)
+            self.struck = self._tracer.place is not None
+            self.place = self._tracer.place
+            if self.struck:
+                # What the interrupt left behind must go while it is allowed to. Nothing of this run is older.
+                _allow_unawaited_coroutines()
+                gc.collect(0)
+
+    async def play(self) -> object:
+        """Run the scenario; the interrupt may leave it, and is not kept for later."""
+        tracer = self._tracer
+        handler = signal.getsignal(signal.SIGINT)
+        assert callable(handler)
+        tracer.handler = handler
+        result: object = None
+        try:
+            tracer.armed = True
+            result = await super().play()
+        except BaseException as error:
+            if tracer.place is None or not nothing_but_interrupts(error):
+                raise
+        finally:
+            tracer.armed = False
+        if tracer.place is not None:
+            with contextlib.suppress(KeyboardInterrupt):
+                await trio.lowlevel.checkpoint()
+        return result
+
+
+@contextlib.contextmanager
+def _default_interrupts() -> Iterator[None]:
+    # Trio deals with interrupts only where nobody else does.
+    previous = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _modules(within: ModuleType | Iterable[ModuleType]) -> list[ModuleType]:
+    given = [within] if isinstance(within, ModuleType) or not hasattr(within, "__iter__") else list(within)
+    for module in given:
+        if not isinstance(module, ModuleType):
+            raise TypeError(f"within: a module, or several of them, is needed (not its name), not {module!r}")
+    return given
+
+
+def interrupt_at_every_line(
+    scenario: Callable[[], Awaitable[T]],
+    check: Callable[..., object] | None = None,
+    *,
+    within: ModuleType | Iterable[ModuleType],
+    only: int | None = None,
+) -> SweepReport:
+    """Interrupt a scenario (control-C) at each line that it runs in some modules, and see that nothing is broken.
+
+    The scenario is run once undisturbed. Then it is run again and again, with one KeyboardInterrupt in each run: at
+    the 1st, 2nd, 3rd ... line that it executes in `within`. The interrupt does what a signal at that place does: in
+    code that Trio protects (`trio.lowlevel.enable_ki_protection`), and between the body of a ``with`` and its
+    ``__exit__``, Trio keeps it until the main task is at a checkpoint, at the latest until the scenario is over;
+    elsewhere it is raised in place. It may leave the scenario, alone or as a group of nothing else, and a coroutine
+    that is therefore never awaited is not reported.
+
+    Runs are made as by `cancel_at_every_checkpoint`, with seed 0. Lines are found by Python's line tracing: while a
+    disturbed run goes on, coverage measurements and debuggers see nothing of it. The undisturbed run they see.
+
+    Args:
+      scenario: An async function of no arguments, which makes what it uses anew for each run.
+      check: What must hold after each run, sync or async; called in the same run when the scenario is over, with
+        what that returned (None if it was interrupted) if it takes an argument.
+      within: The module or modules whose lines are interrupted; a package stands for all of its modules. The lines
+        of the kit itself never are.
+      only: Repeat just this execution of a line, counted from 1.
+
+    Returns:
+      How many executions of lines there were.
+
+    Raises:
+      SweepFailure: The scenario raises anything but the interrupt, the check raises something, or a run never ends.
+        It names the line and the call that repeats just this one.
+      ValueError: The scenario executes no line of these modules, or `only` is beyond the last.
+      KeyboardInterrupt, SystemExit: As raised by the undisturbed scenario; SystemExit also later.
+      RuntimeError: Not in the main thread, inside of a Trio run, or while another sweep is going on.
+
+    Example::
+
+        import myapp.tokens
+
+        async def scenario():
+            async with myapp.tokens.open_client() as client:
+                await client.token()
+
+        interrupt_at_every_line(scenario, check=nothing_is_left_locked, within=myapp.tokens)
+    """
+    __tracebackhide__ = True
+    caller = "interrupt_at_every_line"
+    check_functions(scenario=scenario, check=check)
+    modules = _modules(within)
+    if only is not None:
+        check_number("only", only, 1)
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError(f"{caller}: interrupts come in the main thread, so it must be called there")
+    named = modules[0].__name__ if len(modules) == 1 else f"[{', '.join(module.__name__ for module in modules)}]"
+    call = f"{caller}({arguments(scenario, check)}, within={named}"
+    covered = Within(modules)
+
+    with _internals.borrowed_state(caller) as seed_all, _default_interrupts():
+        seed_all(0)
+        first = Run(scenario, check)
+        first.go()
+        raise_finding(first, when="the scenario fails undisturbed", again=f"{call})")
+
+        def lines_before(at: int) -> int:
+            __tracebackhide__ = True
+            tracer = Tracer(covered, at)
+            seed_all(0)
+            run = InterruptedRun(scenario, check, tracer, most=steps_allowed(first))
+            run.go()
+            struck = run.struck
+            raise_finding(
+                run,
+                when=f"step {at} of {caller} fails" if struck else "the scenario fails undisturbed",
+                again=f"{call}, only={at})" if struck else f"{call})",
+                step=at if struck else None,
+            )
+            return tracer.count if not struck else -1
+
+        if only is not None:
+            lines = lines_before(only)
+            if lines >= 0:
+                raise ValueError(f"only={only}: the scenario executes {lines} lines of {named}")
+            return SweepReport(1)
+        at = 1
+        while (lines := lines_before(at)) < 0:
+            at += 1
+        if not lines:
+            raise ValueError(f"{caller}: nothing was tested, because the scenario executes no line of {named}")
+        return SweepReport(lines)
