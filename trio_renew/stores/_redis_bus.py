@@ -1,0 +1,217 @@
+"""The bus of the Redis engine: invalidations by pub/sub.
+
+Invariants:
+
+* Everything happens in the bus's own Trio run; what is published from another thread is handed over to it.
+* Either the connection stands and hears, or there is an outage: each listener has been told of it once, and is told
+  that it may have missed something as soon as the connection stands again.
+* What is published stays in the outbox until the server has taken it. An invalidation may be sent twice; it does no
+  harm. An outbox that grows too long becomes shorter by dropping more at the receivers.
+* A listener that raises is logged and changes nothing.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from threading import get_ident
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import trio
+
+from .._errors import StoreError
+from .._events import logger
+from ._bus_messages import item_of, read_items, write_items
+from ._redis_link import Link
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .._owner import Owner
+    from ..abc import Listener
+    from ._bus_messages import Item, What
+    from ._redis_link import Address
+
+__all__ = ("RedisBus",)
+
+# Seconds: one try to connect, from one try to the next, and between two looks whether the server still answers. The
+# first two are such that another try starts at least every two seconds.
+_TRY = 1.9
+_TRY_AGAIN = 1.0
+_LOOK_EVERY = 2.0
+# Seconds that closing waits for what is still to be sent.
+_FAREWELL = 1.0
+# How many items one message carries, and how many an outage may pile up.
+_PACKET = 200
+_MOST = 10_000
+
+
+class RedisBus:
+    """A :class:`~trio_renew.Bus` over a server. Made by :func:`open_redis_bus`."""
+
+    __slots__ = (
+        "_channel",
+        "_id",
+        "_link",
+        "_listeners",
+        "_lost",
+        "_opened",
+        "_outage",
+        "_outbox",
+        "_owner",
+        "_scope",
+        "_sent",
+        "_token",
+        "_wake",
+    )
+
+    def __init__(self, owner: Owner, address: Address, channel: bytes) -> None:
+        self._owner = owner
+        self._channel = channel
+        self._id = uuid4().hex
+        self._token = trio.lowlevel.current_trio_token()
+        self._link = Link(owner, address, channel, heard=self._heard, lost=self._wake_up, patience=_TRY)
+        #: By identity: listeners need not be hashable, nor differ from each other.
+        self._listeners: dict[int, Listener] = {}
+        #: In the order in which they were published; a dict, because once is enough.
+        self._outbox: dict[Item, None] = {}
+        self._outage: StoreError | None = None
+        self._opened = trio.Event()
+        self._wake = trio.Event()
+        self._sent = trio.Event()
+        self._scope = trio.CancelScope(shield=True)
+        owner.on_closing(self._scope.cancel)
+
+    async def open(self) -> None:
+        """Start, and wait for the first connection, or for the first failure to make one."""
+        self._owner.start(self._serve, "bus")
+        await self._opened.wait()
+
+    async def say_farewell(self) -> None:
+        """Wait a little for the server to take what is still in the outbox, unless there is an outage."""
+        with trio.move_on_after(_FAREWELL, shield=True):
+            while self._outbox and self._outage is None:
+                await self._sent.wait()
+
+    # The protocol
+
+    def attach(self, listener: Listener) -> None:
+        """Let a listener take part from now on; it is told of an outage at once.
+
+        Raises:
+          trio.ClosedResourceError: The bus is closed.
+        """
+        self._owner.check()
+        if id(listener) not in self._listeners:
+            self._listeners[id(listener)] = listener
+            outage = self._outage
+            if outage is not None:
+                self._tell([listener], lambda each: each.failed(outage))
+
+    def detach(self, listener: Listener) -> None:
+        """Let a listener hear nothing any more."""
+        self._listeners.pop(id(listener), None)
+
+    def publish(self, sender: Listener, what: What, key: object) -> None:
+        """Tell all others of the sender's name. Neither waits nor raises; after closing it does nothing.
+
+        May be called from any thread.
+        """
+        if get_ident() == self._owner.thread:
+            self._publish(sender, what, key)
+        else:
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._publish, sender, what, key)
+
+    def _publish(self, sender: Listener, what: What, key: object) -> None:
+        if self._owner.closed:
+            return
+        name = sender.name
+        siblings = [each for each in self._listeners.values() if each is not sender and each.name == name]
+        self._pass_on(siblings, what, key)
+        if len(self._outbox) >= _MOST:
+            self._outbox = dict.fromkeys((each, "all", "null") for each, _, _ in self._outbox)
+        self._outbox[item_of(name, what, key)] = None
+        self._wake_up()
+
+    # What the listeners are told
+
+    def _tell(self, listeners: list[Listener], tell: Callable[[Listener], None]) -> None:
+        for listener in listeners:
+            try:
+                tell(listener)
+            except Exception:
+                logger.exception("a listener of a bus raised")
+
+    def _heard(self, channel: bytes, message: bytes) -> None:
+        everybody = list(self._listeners.values())
+        try:
+            sender, items = read_items(message)
+        except ValueError:
+            # Whatever it was meant to say, nobody has heard it.
+            logger.warning("a message on the bus channel %r cannot be read", channel)
+            self._tell(everybody, lambda each: each.missed())
+            return
+        if sender != self._id:
+            for name, what, key in items:
+                self._pass_on([each for each in everybody if each.name == name], what, key)
+
+    def _pass_on(self, listeners: list[Listener], what: What, key: object) -> None:
+        self._tell(listeners, lambda each: each.invalidated(what, key))
+
+    # The task
+
+    def _wake_up(self) -> None:
+        self._wake.set()
+
+    async def _serve(self) -> None:
+        with self._scope:
+            while True:
+                started = trio.current_time()
+                try:
+                    await self._link.connect()
+                    if not self._link.may_listen:
+                        self._link.disconnect()
+                        raise StoreError(f"{self._link!r}: the server does not let us subscribe to {self._channel!r}")
+                    self._stand()
+                    await self._send()
+                except StoreError as error:
+                    self._fall(error)
+                    await trio.sleep_until(max(started + _TRY_AGAIN, trio.current_time() + 0.05))
+
+    def _stand(self) -> None:
+        if self._outage is not None:
+            self._outage = None
+            self._tell(list(self._listeners.values()), lambda each: each.missed())
+        self._opened.set()
+
+    def _fall(self, error: StoreError) -> None:
+        if self._outage is None:
+            self._outage = error
+            self._tell(list(self._listeners.values()), lambda each: each.failed(error))
+        self._sent.set()
+        self._opened.set()
+
+    async def _send(self) -> None:
+        """Send what is published, as long as the connection stands.
+
+        Raises:
+          StoreError: It does not any more.
+        """
+        while True:
+            self._wake = trio.Event()
+            while self._outbox:
+                packet = list(self._outbox)[:_PACKET]
+                for item in packet:
+                    del self._outbox[item]
+                try:
+                    await self._link.ask(b"PUBLISH", self._channel, write_items(self._id, packet))
+                except BaseException:
+                    self._outbox = {**dict.fromkeys(packet), **self._outbox}
+                    raise
+            self._sent.set()
+            self._sent = trio.Event()
+            with trio.move_on_after(_LOOK_EVERY):
+                await self._wake.wait()
+            if not self._outbox:
+                await self._link.ask(b"PING")
