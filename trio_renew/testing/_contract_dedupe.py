@@ -72,7 +72,7 @@ class DedupeStoreContract(Contract):
             for settle in (dedupe.complete, dedupe.fail):
                 job = await dedupe.register_or_join("a")
                 expect_equal(await dedupe.is_in_progress("a"), True, "a registered job is in progress")
-                await settle("a", _Planned("x") if settle == dedupe.fail else self.make_value(1), job_id=job.job_id)
+                await settle("a", _Planned("the reason") if settle == dedupe.fail else self.make_value(1), job_id=job.job_id)
                 expect_equal(await dedupe.is_in_progress("a"), False, "a settled job is not in progress")
 
         await self.unless_slow(self.lease, scenario)
@@ -86,7 +86,7 @@ class DedupeStoreContract(Contract):
                     expect_equal(found, None, "wait_for() without a job gives None")
                     _expect_lost(await dedupe.wait_outcome("a", job_id=job_id), "wait_outcome() without a job")
                     await dedupe.complete("a", self.make_value(1), job_id=job_id)
-                    await dedupe.fail("a", _Planned("x"), job_id=job_id)
+                    await dedupe.fail("a", _Planned("the reason"), job_id=job_id)
             expect_equal(await dedupe.extend("a", "unknown"), False, "extend() of an unknown job is False")
             expect_equal(await dedupe.is_in_progress("a"), False, "settling an unknown job makes none")
 
@@ -187,7 +187,7 @@ class DedupeStoreContract(Contract):
                 job = await dedupe.register_or_join("a")
                 expect_equal(job.is_owner, True, "who comes after a settled job owns a new one")
                 ids.add(job.job_id)
-                await settle("a", _Planned("x") if settle == dedupe.fail else self.make_value(1), job_id=job.job_id)
+                await settle("a", _Planned("the reason") if settle == dedupe.fail else self.make_value(1), job_id=job.job_id)
                 with self.in_time("a settled job is not waited for"):
                     expect_equal(await dedupe.wait_for("a"), None, "a settled job is no cache")
                     _expect_lost(await dedupe.wait_outcome("a"), "a settled job is no cache")
@@ -203,7 +203,7 @@ class DedupeStoreContract(Contract):
             job = await dedupe.register_or_join("a")
             await dedupe.complete("a", self.make_value(1), job_id=job.job_id)
             await dedupe.complete("a", self.make_value(2), job_id=job.job_id)
-            await dedupe.fail("a", _Planned("x"), job_id=job.job_id)
+            await dedupe.fail("a", _Planned("the reason"), job_id=job.job_id)
             expect_equal(await dedupe.wait_for("a", job_id=job.job_id), self.make_value(1), "the first outcome stays")
 
         await self.unless_slow(self.lease, scenario)
@@ -217,7 +217,7 @@ class DedupeStoreContract(Contract):
             job = await dedupe.register_or_join("a")
             for job_id in (old.job_id, "unknown"):
                 await dedupe.complete("a", self.make_value(2), job_id=job_id)
-                await dedupe.fail("a", _Planned("x"), job_id=job_id)
+                await dedupe.fail("a", _Planned("the reason"), job_id=job_id)
                 expect_equal(await dedupe.extend("a", job_id), False, "extend() with another id is False")
                 expect_equal(await dedupe.is_in_progress("a"), True, "another id does not settle the job")
             await dedupe.complete("b", self.make_value(2), job_id=job.job_id)
@@ -234,7 +234,7 @@ class DedupeStoreContract(Contract):
             joined = await dedupe.register_or_join("a")
             await dedupe.register("a")
             await dedupe.complete("a", self.make_value(1))
-            await dedupe.fail("a", _Planned("x"))
+            await dedupe.fail("a", _Planned("the reason"))
             expect_equal(await dedupe.is_in_progress("a"), True, "a job owned by register_or_join() needs its id")
             await dedupe.complete("a", self.make_value(1), job_id=joined.job_id)
             job_id = await dedupe.register("a")
@@ -243,7 +243,7 @@ class DedupeStoreContract(Contract):
             found = await dedupe.wait_for("a", job_id=job_id)
             expect_equal(found, self.make_value(2), "a job owned by register() is settled without an id")
             job_id = await dedupe.register("a")
-            await dedupe.fail("a", _Planned("x"))
+            await dedupe.fail("a", _Planned("the reason"))
             _expect_planned(await dedupe.wait_outcome("a", job_id=job_id), "so it is failed without an id")
 
         await self.unless_slow(self.lease, scenario)
@@ -257,13 +257,14 @@ class DedupeStoreContract(Contract):
             with self.in_time("who waits is told that the owner is lost", self.lease + self.slack + self.patience):
                 _expect_lost(await dedupe.wait_outcome("a", job_id=job.job_id), "an owner that stops extending")
             now = trio.current_time()
-            expect(now >= started + self.lease, "an owner has its job for a whole lease")
-            expect(now <= registered + self.lease + self.slack + 1e-9, "who waits is told when the lease is over")
+            early, late = (1e-6, 1e-6) if self.exact else (0.05, 1.0)
+            expect(now > started + self.lease - early, "an owner has its job for a whole lease")
+            expect(now < registered + self.lease + late, "who waits is told when the lease is over")
             await self.pass_by(0.0)
             expect_equal(await dedupe.is_in_progress("a"), False, "a lost job is not in progress")
             expect_equal(await dedupe.extend("a", job.job_id), False, "extend() of a lost job is False")
             await dedupe.complete("a", self.make_value(1), job_id=job.job_id)
-            await dedupe.fail("a", _Planned("x"), job_id=job.job_id)
+            await dedupe.fail("a", _Planned("the reason"), job_id=job.job_id)
             expect_equal(await dedupe.wait_for("a", job_id=job.job_id), None, "a late complete() is ignored")
             _expect_lost(await dedupe.wait_outcome("a", job_id=job.job_id), "a late complete()")
 
@@ -285,7 +286,7 @@ class DedupeStoreContract(Contract):
                     if job.is_owner:
                         owners.append(job.job_id)
                         await dedupe.complete("a", self.make_value(1), job_id=dead.job_id)
-                        await dedupe.fail("a", _Planned("x"), job_id=dead.job_id)
+                        await dedupe.fail("a", _Planned("the reason"), job_id=dead.job_id)
                         expect_equal(await dedupe.is_in_progress("a"), True, "the former owner settles nothing")
                         await trio.sleep(self.lease * 0.25)
                         await dedupe.complete("a", self.make_value(2), job_id=job.job_id)
@@ -383,7 +384,7 @@ class DedupeStoreContract(Contract):
 
     async def _settle_down(self) -> None:
         """Let those who are about to wait begin to."""
-        await trio.testing.wait_all_tasks_blocked(0.0 if self.exact else min(0.02, self.lease / 20))
+        await trio.testing.wait_all_tasks_blocked(0.0 if self.exact else min(0.15, self.lease / 4))
 
 
 def _expect_lost(result: Any, what: str) -> None:
@@ -394,4 +395,4 @@ def _expect_planned(result: Any, promise: str) -> None:
     error = result.error if isinstance(result, outcome.Error) else None
     name = f"{_Planned.__module__}.{_Planned.__qualname__}"
     holds = isinstance(error, _Planned) or (isinstance(error, RemoteFetchError) and error.type_name == name)
-    expect(holds and "the reason" in str(error) or (holds and str(error) == "x"), f"{promise}, not {result!r}")
+    expect(holds and "the reason" in str(error), f"{promise}, not {result!r}")
