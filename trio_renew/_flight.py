@@ -224,7 +224,7 @@ class Flight(Generic[T, H]):
         """Await the handoff hook in the task that claimed, and launch; released if it does not return."""
         self.waiting += 1
         try:
-            await call_user(hook)
+            await call_user("after_claim", hook)
             if self._owner.closed:
                 self._owner.refuse()
             self.launch()
@@ -283,7 +283,7 @@ class Flight(Generic[T, H]):
             try:
                 with self._scope:
                     if self.background and self.after_claim is not None:
-                        await call_user(self.after_claim)
+                        await call_user("after_claim", self.after_claim)
                     if self._may_start():
                         outcome = (await self.home.fetch(self),)
             except Exception as exc:

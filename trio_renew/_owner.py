@@ -44,17 +44,17 @@ X = TypeVar("X")
 _FEW = 64
 
 
-def _awaitable(result: Awaitable[X], function: object) -> Awaitable[X]:
+def _awaitable(what: str, result: Awaitable[X]) -> Awaitable[X]:
     if not inspect.isawaitable(result):
-        raise TypeError(f"expected an async function, but {function!r} returned {type(result).__name__}, not an awaitable")
+        raise TypeError(f"{what} must be an async function, but it returned {type(result).__name__}, not an awaitable")
     return result
 
 
 @disable_ki_protection
-async def call_user(function: Callable[..., Awaitable[X]], *args: Any) -> X:
-    """Await a user's async function where a KeyboardInterrupt may strike as in any task."""
+async def call_user(what: str, function: Callable[..., Awaitable[X]], *args: Any) -> X:
+    """Await a user's async function, called ``what``, where a KeyboardInterrupt may strike as in any task."""
     # One expression: an interrupt between making the coroutine and awaiting it would leave it unawaited.
-    return await _awaitable(function(*args), function)
+    return await _awaitable(what, function(*args))
 
 
 def check_async_function(name: str, function: object) -> None:
@@ -207,10 +207,15 @@ class Owner:
 
     @enable_ki_protection
     async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
+        crash: BaseException | None = None
         try:
             await work()
         except BaseException as exc:
-            self.crash(exc)
+            crash = exc
+        if crash is not None:
+            # Not while it is handled: it would become the context of what the others are woken with.
+            self.crash(crash)
+            del crash
 
     @enable_ki_protection
     def crash(self, error: BaseException) -> None:
@@ -286,18 +291,20 @@ class Owner:
                     callback()
 
 
-def _chain(error: BaseException, context: BaseException | None) -> None:
-    """Put ``context`` at the end of ``error``'s own chain of contexts, unless it is in there already."""
-    link = error
-    seen = {id(error)}
+def _chain(error: BaseException, context: BaseException) -> None:
+    """Put ``context`` at the end of ``error``'s own chain of contexts, and make no ring of it."""
+    link, seen = error, {id(error)}
     while link.__context__ is not None and id(link.__context__) not in seen:
         link = link.__context__
         seen.add(id(link))
+    if id(context) in seen:
+        return
     inner = context
-    while inner is not None:
-        if id(inner) in seen:
-            return
-        inner = inner.__context__
+    while inner.__context__ is not None:
+        if id(inner.__context__) in seen:
+            inner.__context__ = None
+        else:
+            inner = inner.__context__
     link.__context__ = context
 
 
@@ -327,15 +334,17 @@ async def hosting(owner: Owner) -> AsyncGenerator[None, None]:
         problems.append(owner._crash)
         owner._crash = None
     if problems:
-        # Python's own rule for the link between an exception and the ones before it does not know ours.
         *earlier, error = problems
-        for context in reversed(earlier):
-            if not isinstance(context, trio.Cancelled):
-                _chain(error, context)
+        for problem in reversed(earlier):
+            if not isinstance(problem, trio.Cancelled):
+                _chain(error, problem)
+        context = error.__context__
         try:
             raise error
         finally:
-            del error, earlier, problems[:]
+            # Python would make whatever is being handled around us its context.
+            error.__context__ = context
+            del error, earlier, context, problems[:]
 
 
 class _Protected(AbstractAsyncContextManager[X, bool | None], Generic[X]):

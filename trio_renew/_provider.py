@@ -24,7 +24,7 @@ from ._errors import BreakerOpen, BudgetExhausted, MintedTokenAlreadyExpired, Un
 from ._events import BreakerChanged, FetchFailed, FetchStarted, FetchSucceeded, ServedExpired
 from ._flight import Flight, raise_shared
 from ._held import Held
-from ._owner import check_async_function, hosting, owning
+from ._owner import call_user, check_async_function, hosting, owning
 from ._policy.breaker import BreakerPolicy, Closed, HalfOpen, Open, admit, record_failure, record_success, same_to_observers
 from ._policy.decision import CacheState, ServeAndRefresh, ServeCached, decide
 from ._policy.schedule import RefreshPolicy, due_at, sample_jitter, soft_expiry
@@ -237,6 +237,9 @@ class RefreshingProvider(RenewableResource[T]):
             if admitted:
                 events += self._move_breaker(breaker)
         self._owner.tell(*events, FetchStarted(flight.reason, name=self._owner.name))
+
+    async def fetch(self, flight: Flight[T, Held[T]]) -> T | None:
+        return await call_user("mint", self._fetch)
 
     def accept(self, flight: Flight[T, Held[T]], value: T) -> Held[T]:
         self._clock.reanchor()

@@ -415,7 +415,7 @@ class RenewableResource(Generic[T]):
         self._owner.tell(FetchStarted(flight.reason, name=self._owner.name))
 
     async def fetch(self, flight: Flight[T, Held[T]]) -> T | None:
-        return await call_user(self._fetch)
+        return await call_user("fetch", self._fetch)
 
     def accept(self, flight: Flight[T, Held[T]], value: T) -> Held[T]:
         self._clock.reanchor()

@@ -161,7 +161,9 @@ class Stash(Generic[T]):
                 alarm = self._owner.alarm(call.scope.deadline, lambda: self._late(call))
         try:
             with call.scope:
-                call.result = await call_user(getattr(self._storage, call.operation), *call.args)
+                call.result = await call_user(
+                    f"storage.{call.operation}", getattr(self._storage, call.operation), *call.args
+                )
         except Exception as exc:
             self._fail(call, exc)
         finally:
