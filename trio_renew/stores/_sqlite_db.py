@@ -1,0 +1,265 @@
+"""One SQLite connection and its worker: who may use it when, what happens when it is locked, and its end.
+
+Invariants:
+
+* The connection is used by one thread at a time: the worker of the moment, or Trio's own thread under a test clock,
+  where a thread would be invisible to an autojump clock.
+* One piece of work is one hop and at most one transaction: what raises is rolled back, and a hop is never abandoned.
+  So a cancelled call has happened wholly or not at all.
+* Waiting for another process's lock is asynchronous but for a short moment per try, cancellable, and bounded.
+* Nothing is opened before the first use. What breaks the connection drops it; the next use opens it again.
+* ``sqlite3`` is known here and in the schema only.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from sqlite3 import Connection as Connection
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+import trio
+from trio.lowlevel import enable_ki_protection
+
+from .._clock import under_test_clock, wall_now
+from .._errors import StoreError
+from ._sqlite_schema import MEMORY, connect
+
+if TYPE_CHECKING:
+    from .._owner import Owner
+
+__all__ = ("CLEANING", "PATIENCE", "Connection", "Database", "Look", "check_path")
+
+X = TypeVar("X")
+
+#: Reads the clock: the instant to date with, and the instant to compare deadlines with.
+Look: TypeAlias = Callable[[], tuple[float, float]]
+#: Removes what is over; gives how many rows, and the next instant at which something will be over, if any.
+Cleaner: TypeAlias = Callable[[Connection, Look], tuple[int, float | None]]
+
+#: Seconds for which a call waits for other processes' locks.
+PATIENCE = 5.0
+#: Seconds after which what is over is removed without being touched.
+CLEANING = 60.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
+
+_LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
+# After these the connection is as good as before.
+_HARMLESS = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_ERROR}
+
+
+class _LockedError(Exception):
+    """Another process holds the lock: nothing has happened, and trying again will help."""
+
+
+def check_path(path: object) -> str:
+    """Take the path of a file, absolute from here on."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a str or a path, not {path!r}")
+    text = os.fspath(path)
+    if not isinstance(text, str):
+        raise TypeError(f"path must be a str or a path of str, not {path!r}")
+    if not text or "\0" in text:
+        raise ValueError(f"path must name a file, not {path!r}")
+    return text if text == MEMORY else os.path.abspath(text)
+
+
+def reading(now: float) -> tuple[float, float]:
+    """Give an instant, and the one to compare deadlines with.
+
+    Sums of instants and durations are off by a unit in the last place here and there: who has slept until a deadline
+    must not be told that it lies ahead still.
+    """
+    return now, now + 2 * math.ulp(now)
+
+
+def _wall_look() -> tuple[float, float]:
+    return reading(time.time())
+
+
+class Database:
+    """The file of one owner, and the turn to use it.
+
+    Args:
+      owner: Whose tasks keep it clean, and whose end it shares.
+      path: From :func:`check_path`.
+      clock: The user's clock, or None.
+    """
+
+    __slots__ = ("_cleaners", "_clock", "_connection", "_file", "_free", "_inline", "_turn", "_used", "owner", "path")
+
+    def __init__(self, owner: Owner, path: str, clock: Callable[[], float] | None = None) -> None:
+        self.owner = owner
+        self.path = path
+        self._inline = under_test_clock()
+        # The wall clock is read in the worker, with the write lock held; any other clock in its own thread.
+        self._clock = wall_now if clock is None and self._inline else clock
+        self._connection: Connection | None = None
+        self._file: tuple[int, int] | None = None
+        self._turn = trio.CapacityLimiter(1)
+        self._free = trio.CapacityLimiter(1)
+        self._used = trio.Event()
+        self._cleaners: list[Cleaner] = []
+
+    @property
+    def inline(self) -> bool:
+        """Whether the work is done in Trio's own thread."""
+        return self._inline
+
+    def now(self) -> float:
+        """Read the store's clock. In Trio's thread."""
+        return time.time() if self._clock is None else self._clock()
+
+    # Work
+
+    async def step(self) -> None:
+        """Be the checkpoint of a method that has no work for the connection.
+
+        Raises:
+          trio.ClosedResourceError: The owner is closed.
+        """
+        self.owner.check()
+        await trio.lowlevel.checkpoint()
+        self.owner.check()
+
+    async def run(self, work: Callable[[Connection, Look], X]) -> X:
+        """Do one piece of work on the connection.
+
+        A checkpoint. Cancelled, the work has happened wholly or not at all.
+
+        Raises:
+          StoreError: It failed, or the file was locked for 5 s.
+          trio.ClosedResourceError: The owner is closed, or was before the work's turn came.
+        """
+        result = await self._run(work)
+        self._used.set()
+        return result
+
+    async def _run(self, work: Callable[[Connection, Look], X]) -> X:
+        started = trio.current_time()
+        pause = _FIRST_PAUSE
+        while True:
+            self.owner.check()
+            try:
+                return await (self._do_here(work) if self._inline else self._do_in_worker(work))
+            except _LockedError as locked:
+                if trio.current_time() - started >= PATIENCE:
+                    raise StoreError(f"{self.path} was locked for {PATIENCE:g} s: {locked}") from locked.__cause__
+            await trio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _do_here(self, work: Callable[[Connection, Look], X]) -> X:
+        await trio.lowlevel.checkpoint()
+        self.owner.check()
+        return self._attempt(work, self._look())
+
+    @enable_ki_protection
+    async def _do_in_worker(self, work: Callable[[Connection, Look], X]) -> X:
+        me = object()
+        try:
+            self._turn.acquire_on_behalf_of_nowait(me)
+        except trio.WouldBlock:
+            await self._turn.acquire_on_behalf_of(me)
+        try:
+            self.owner.check()
+            return await trio.to_thread.run_sync(self._attempt, work, self._look(), limiter=self._free)
+        finally:
+            self._turn.release_on_behalf_of(me)
+
+    def _look(self) -> Look:
+        if self._clock is None:
+            return _wall_look
+        read = reading(float(self._clock()))
+        return lambda: read
+
+    @enable_ki_protection
+    def _attempt(self, work: Callable[[Connection, Look], X], look: Look) -> X:
+        try:
+            if self._connection is None or self._file != self._identity():
+                self._disconnect()
+                self._connection = connect(self.path)
+                self._file = self._identity()
+            return work(self._connection, look)
+        except BaseException as exc:
+            code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+            self._roll_back(keep=code in _LOCKED or code in _HARMLESS)
+            if code in _LOCKED:
+                raise _LockedError(str(exc)) from exc
+            if isinstance(exc, (sqlite3.Error, OSError, StoreError)):
+                raise StoreError(f"{self.path} cannot be used: {exc}") from exc
+            raise
+
+    def _roll_back(self, keep: bool) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            keep = False
+        if not keep:
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # An open transaction is rolled back; SQLite itself leaves the companions of a file alone that has moved.
+            connection.close()
+
+    def _identity(self) -> tuple[int, int] | None:
+        # Somebody may have removed the file, or put another one in its place: what is written to the old one is lost.
+        if self.path == MEMORY:
+            return None
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def wal_mark(self) -> tuple[int, int] | None:
+        """Look at the write-ahead log: another mark than before means that somebody has written."""
+        try:
+            found = os.stat(f"{self.path}-wal")
+        except OSError:
+            return None
+        return found.st_size, found.st_mtime_ns
+
+    # Cleaning and the end
+
+    def on_cleaning(self, cleaner: Cleaner) -> None:
+        """Have ``cleaner`` called within a minute of what it has to remove."""
+        self._cleaners.append(cleaner)
+
+    async def keep_clean(self) -> None:
+        """Remove what is over while the owner lives; asleep while nobody uses the file and nothing ends."""
+        with trio.CancelScope(shield=True) as scope:
+            self.owner.on_closing(scope.cancel)
+            pause = math.inf
+            while True:
+                with trio.move_on_after(pause):
+                    await self._used.wait()
+                self._used = trio.Event()
+                await trio.sleep(CLEANING)
+                try:
+                    pause = await self._run(self._clean)
+                except (StoreError, trio.ClosedResourceError):
+                    # Whoever uses the file next is told, or nobody is there any more.
+                    pause = math.inf
+
+    def _clean(self, connection: Connection, look: Look) -> float:
+        ends = [end for _, end in [cleaner(connection, look) for cleaner in self._cleaners] if end is not None]
+        return max(0.0, min(ends) - look()[0]) if ends else math.inf
+
+    @enable_ki_protection
+    async def aclose(self) -> None:
+        """Close the connection when its last user has left; cannot be cancelled."""
+        with trio.CancelScope(shield=True):
+            if self._inline:
+                self._disconnect()
+                return
+            async with self._turn:
+                await trio.to_thread.run_sync(self._disconnect, limiter=self._free)
