@@ -123,6 +123,8 @@ class Flight(Generic[T, H]):
       reason: For events.
       generation: The generation in which it was claimed.
       waiting: How many callers wait on it.
+      joinable: Whether a newcomer gets this flight's outcome.
+      settled: Set when those who joined may look at the outcome.
       fenced: ``clear()`` came after the claim.
       rejected: What the caller who claimed it found stale, or None.
       override: It was let through an open breaker.
@@ -140,7 +142,6 @@ class Flight(Generic[T, H]):
         "_freed",
         "_owner",
         "_scope",
-        "_settled",
         "_told_end",
         "_traceback",
         "after_claim",
@@ -152,9 +153,11 @@ class Flight(Generic[T, H]):
         "held",
         "home",
         "issued_at",
+        "joinable",
         "override",
         "reason",
         "rejected",
+        "settled",
         "started_at",
         "state",
         "unusable",
@@ -179,6 +182,7 @@ class Flight(Generic[T, H]):
         self.after_claim = after_claim
         self.state = State.CLAIMED
         self.waiting = 0
+        self.joinable = True
         self.fenced = False
         self.rejected: H | None = None
         self.override = False
@@ -192,17 +196,12 @@ class Flight(Generic[T, H]):
         self._context: BaseException | None = None
         self._told_end = False
         self._alarm: Alarm | None = None
-        self._settled = trio.Event()
+        self.settled = trio.Event()
         self._freed: trio.Event | None = None
         self._scope = trio.CancelScope(shield=True)
         owner.on_closing(self._owner_closed)
 
     # For the home
-
-    @property
-    def joinable(self) -> bool:
-        """Whether a newcomer gets this flight's outcome."""
-        return self.state is not State.LEFT
 
     @property
     def duration(self) -> float:
@@ -241,13 +240,18 @@ class Flight(Generic[T, H]):
         """Wait until the flight has settled. The last caller to leave early abandons it, where the home wants that."""
         self.waiting += 1
         try:
-            await self._settled.wait()
+            await self.settled.wait()
         except BaseException:
-            self.waiting -= 1
-            if not self.waiting and self.home.cancel_when_left and not self.background:
-                self._abandon()
+            self.leave()
             raise
         self.waiting -= 1
+
+    @enable_ki_protection
+    def leave(self) -> None:
+        """Count out a caller who does not wait for the end."""
+        self.waiting -= 1
+        if not self.waiting and self.home.cancel_when_left and not self.background:
+            self._abandon()
 
     async def wait_freed(self) -> bool:
         """Wait until the next flight may be claimed; False after ``fetch_timeout`` seconds of waiting."""
@@ -325,8 +329,7 @@ class Flight(Generic[T, H]):
 
     def _time_out(self) -> None:
         error = FetchTimeout(f"the fetch took longer than {self.home.fetch_timeout:g} s")
-        self.state = State.LEFT
-        self._scope.cancel()
+        self._leave_behind()
         self._fail(error)
 
     async def _returned(self, value: T | None) -> None:
@@ -393,10 +396,15 @@ class Flight(Generic[T, H]):
     @enable_ki_protection
     def _abandon(self) -> None:
         if self.state in (State.CLAIMED, State.FETCHING) and not self._owner.closed:
-            self.state = State.LEFT
-            self._disarm()
-            self._scope.cancel()
+            self._leave_behind()
             self._settle()
+
+    def _leave_behind(self) -> None:
+        """Nobody waits for this fetch any more; it only has to unwind."""
+        self.state = State.LEFT
+        self.joinable = False
+        self._disarm()
+        self._scope.cancel()
 
     def _end(self) -> None:
         """The fetch is over, whatever became of it."""
@@ -409,8 +417,8 @@ class Flight(Generic[T, H]):
             self._free()
 
     def _settle(self) -> None:
-        if not self._settled.is_set():
-            self._settled.set()
+        if not self.settled.is_set():
+            self.settled.set()
 
     def _free(self) -> None:
         self.state = State.DONE

@@ -370,6 +370,8 @@ class RefreshingProvider(RenewableResource[T]):
     def _speed_up(self, held: Held[T], now: float) -> None:
         if not self._clock.wall_based or 0.0 < self._keep_warm < inf:
             return
+        if self._fast_until > now and self._fast_value is held.value:
+            return
         until = held.good_until if held.due_at is None else min(held.due_at, held.good_until)
         if until != inf:
             if until - now < 10 * _MARGIN:
