@@ -25,7 +25,7 @@ import trio
 
 from . import _internals
 from ._report import SweepReport
-from ._runs import Run
+from ._runs import Run, nothing_but
 from ._sweeps import arguments, check_functions, check_number, raise_finding, steps_allowed
 
 if TYPE_CHECKING:
@@ -112,7 +112,6 @@ class Tracer:
         """Do as if a signal came before the next instruction of this frame."""
         self.armed = False
         self.place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        sys.settrace(None)
         # From here on: a coroutine that was made but not awaited yet is dropped by the interrupt, not forgotten.
         _allow_unawaited_coroutines()
         # Without a frame Trio keeps the interrupt until it can deliver it.
@@ -121,13 +120,6 @@ class Tracer:
 
 def _allow_unawaited_coroutines() -> None:
     warnings.filterwarnings("ignore", message=r"coroutine .* was never awaited", category=RuntimeWarning)
-
-
-def nothing_but_interrupts(error: BaseException) -> bool:
-    """Say whether an error is a KeyboardInterrupt, or a group of nothing else."""
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(KeyboardInterrupt)[1] is None
-    return isinstance(error, KeyboardInterrupt)
 
 
 class InterruptedRun(Run):
@@ -153,8 +145,8 @@ class InterruptedRun(Run):
                 super().launch()
             finally:
                 sys.settrace(previous)
-            self.struck = self._tracer.place is not None
-            self.place = self._tracer.place
+                self.struck = self._tracer.place is not None
+                self.place = self._tracer.place
             if self.struck:
                 # What the interrupt left behind must go while it is allowed to. Nothing of this run is older.
                 _allow_unawaited_coroutines()
@@ -171,7 +163,7 @@ class InterruptedRun(Run):
             tracer.armed = True
             result = await super().play()
         except BaseException as error:
-            if tracer.place is None or not nothing_but_interrupts(error):
+            if tracer.place is None or not nothing_but(KeyboardInterrupt, error):
                 raise
         finally:
             tracer.armed = False

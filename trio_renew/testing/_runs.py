@@ -54,6 +54,13 @@ def leaves_as_itself(error: BaseException) -> bool:
     return isinstance(error, (KeyboardInterrupt, SystemExit))
 
 
+def nothing_but(kind: type[BaseException], error: BaseException) -> bool:
+    """Say whether an error is of this kind, or a group of nothing else."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(kind)[1] is None
+    return isinstance(error, kind)
+
+
 def takes_an_argument(function: Callable[..., object]) -> bool:
     """Say whether a function can be called with one positional argument."""
     try:
@@ -119,7 +126,7 @@ class Run:
             except BaseException as error:
                 if leaves_as_itself(error):
                     raise
-                self.note(error, "Trio")
+                self.note(error, "the run")
         if self.error is not None and leaves_as_itself(self.error):
             raise self.error
 
@@ -146,8 +153,8 @@ class Run:
         try:
             return await part
         except BaseException as error:
-            # Once the run is being ended, what comes up belongs to its ending.
-            if self._outer is None or self._outer.cancel_called:
+            # Once the run is being ended, by the kit or by Trio, what comes up belongs to its ending.
+            if self._outer is None or self._outer.cancel_called or nothing_but(trio.Cancelled, error):
                 raise
             self.note(error, source)
             return None
@@ -159,6 +166,7 @@ class Run:
         with trio.CancelScope() as scope:
             self._open(scope, _places.of_function(self.scenario))
             return await self._start()
+        return None
 
     async def _start(self) -> object:
         started = self.scenario()

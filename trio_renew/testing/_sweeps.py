@@ -130,6 +130,11 @@ def _sweep(
                     f"limit={limit} is reached: the scenario has {max(first.count, step)} steps or more", step=step, seed=seed
                 )
             step += 1
+        if step <= 1:
+            raise ValueError(
+                f"{caller}: nothing was tested, because the scenario does not repeat itself: undisturbed it had "
+                f"{first.count} steps, and then none. What it uses must be made in it, anew for each run"
+            )
         return SweepReport(step - 1)
 
 

@@ -1,0 +1,117 @@
+"""``until`` comes at the instant exactly, on the provider's own clock."""
+
+import math
+import random
+import types
+
+import attrs
+import pytest
+import trio
+from trio.testing import assert_checkpoints
+
+from trio_renew._clock import Clock, wall_now
+from trio_renew.testing import until
+
+
+@attrs.frozen
+class Life:
+    due_at: float | None = None
+    expires_at: float | None = None
+
+
+class Provider:
+    def __init__(self, due_at=None, expires_at=None, clock=None):
+        self._life = Life(due_at, expires_at)
+        if clock is not None:
+            self._clock = types.SimpleNamespace(now=clock)
+
+    def status(self):
+        return self._life
+
+
+async def test_it_sleeps_to_the_instant(autojump_clock):
+    start = wall_now()
+    provider = Provider(start + 48.0, start + 60.0)
+    await until(provider, "due")
+    assert trio.current_time() == pytest.approx(48.0)
+    await until(provider, "expiry", -1.0)
+    assert wall_now() == start + 59.0
+    await until(provider, "expiry")
+    assert wall_now() == start + 60.0
+    await until(provider, "expiry", offset=2.5)
+    assert wall_now() == start + 62.5
+
+
+async def test_it_is_exact_at_any_time(autojump_clock):
+    numbers = random.Random(7)
+    clock = Clock()
+    for _ in range(300):
+        await trio.sleep(numbers.random() * 10 ** numbers.randint(-8, 3))
+        instant = clock.now() + numbers.random() * 10 ** numbers.randint(-8, 3)
+        await until(Provider(due_at=instant, clock=clock.now), "due")
+        assert clock.now() == instant
+
+
+async def test_it_is_exact_on_ties(autojump_clock):
+    # Half a unit of the reading off the grid: rounding goes to the even neighbour, up or down.
+    clock = Clock()
+    start = clock.now()
+    tick = math.ulp(start)
+    for n in range(20):
+        await trio.sleep_until(n + tick * (n % 5) / 2)
+        for ahead in (1, 2, 3, 1000):
+            instant = clock.now() + ahead * tick
+            await until(Provider(due_at=instant, clock=clock.now), "due")
+            assert clock.now() == instant
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-9, 1e9, -1e9, 1e15])
+async def test_it_reads_any_clock_that_goes_with_trios(scale, autojump_clock):
+    def now():
+        return trio.current_time() + scale
+
+    instant = now() + 7.25
+    await until(Provider(expires_at=instant, clock=now), "expiry")
+    assert now() == pytest.approx(instant)
+    assert now() >= instant
+
+
+async def test_a_clock_of_whole_seconds(autojump_clock):
+    def now():
+        return float(math.floor(trio.current_time()))
+
+    await trio.sleep(0.7)
+    await until(Provider(due_at=3.0, clock=now), "due")
+    assert now() == 3.0
+
+
+async def test_a_clock_that_stands_is_an_error(autojump_clock):
+    with pytest.raises(RuntimeError, match="stands at 100.0 while Trio's goes on"):
+        await until(Provider(due_at=105.0, clock=lambda: 100.0), "due")
+
+
+async def test_it_is_a_checkpoint_also_when_the_instant_has_passed(autojump_clock):
+    start = wall_now()
+    await trio.sleep(10.0)
+    with assert_checkpoints():
+        await until(Provider(due_at=start + 3.0), "due")
+    assert trio.current_time() == 10.0
+
+
+async def test_it_can_be_cancelled(autojump_clock):
+    provider = Provider(due_at=wall_now() + 60.0)
+    with trio.move_on_after(1.0) as scope:
+        await until(provider, "due")
+    assert scope.cancelled_caught
+
+
+async def test_what_it_refuses(autojump_clock):
+    with pytest.raises(ValueError, match="no value that is ever due"):
+        await until(Provider(expires_at=3.0), "due")
+    with pytest.raises(ValueError, match="no value that is ever expired"):
+        await until(Provider(due_at=3.0), "expiry")
+    with pytest.raises(ValueError, match='"due" or "expiry" is needed, not \'dew\''):
+        await until(Provider(3.0, 3.0), "dew")
+    for bad in (math.inf, math.nan, "1", True):
+        with pytest.raises(ValueError, match="a finite number of seconds is needed"):
+            await until(Provider(3.0, 3.0), "due", bad)
