@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import fields as dataclass_fields, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -99,7 +101,7 @@ def _parts(value: object) -> Iterable[object]:
     if isinstance(value, Mapping):
         # The keys are names.
         return tuple(cast("Mapping[object, object]", value).values())
-    if isinstance(value, (Sequence, Set)) and not isinstance(value, (range, memoryview)):
+    if isinstance(value, (Sequence, AbstractSet)) and not isinstance(value, (range, memoryview)):
         return tuple(cast("Iterable[object]", value))
     kind: Any = type(value)
     if is_dataclass(kind):

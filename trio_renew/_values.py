@@ -19,8 +19,7 @@ import attrs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ("AuthToken", "Lease", "Secret", "check_instant", "check_seconds")
 
@@ -54,8 +53,9 @@ def check_instant(name: str, value: object) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         hint = "; use its .timestamp()" if hasattr(value, "timestamp") else ""
-        raise ValueError(f"{name} must be a number of POSIX seconds or None, not {_shown(value)}{hint}")
-    if not math.isfinite(value) if isinstance(value, float) else False:
+        # The contract of this library: whatever is wrong with an instant, it is a ValueError.
+        raise ValueError(f"{name} must be a number of POSIX seconds or None, not {_shown(value)}{hint}")  # noqa: TRY004
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be finite, not {_shown(value)}; None stands for never")
     if abs(value) > _LATEST:
         raise ValueError(f"{name} must be in POSIX seconds, but {_shown(value)} looks like milliseconds")
@@ -169,9 +169,6 @@ class Secret:
         raise TypeError("a Secret cannot be pickled: its text would leave the process; pickle what reveal() gives")
 
 
-# Python sets this itself for a class with __eq__; the annotation above tells type checkers.
-
-
 def _as_secret(value: Secret | str) -> Secret:
     if isinstance(value, Secret):
         return value
@@ -206,8 +203,10 @@ class AuthToken:
     __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __init__(self, secret: Secret | str, expires_at: float | None = None) -> None:
+        # Secret first: should the expiry be refused, then what a traceback shows of this frame is whole and redacted.
         secret = _as_secret(secret)
-        self.__attrs_init__(secret, check_instant("expires_at", expires_at))  # type: ignore[attr-defined]
+        self.__attrs_init__(secret, None)
+        object.__setattr__(self, "expires_at", check_instant("expires_at", expires_at))
 
     @classmethod
     def expiring_in(cls, secret: Secret | str, seconds: float, *, now: float | None = None) -> AuthToken:
