@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import attrs
 
+from .._errors import RemoteFetchError
 from .._policy.capacity import AdaptiveConfig, RateLimitConfig
 
 if TYPE_CHECKING:
@@ -350,8 +351,6 @@ class Options:
 
 def error_type_name(error: BaseException) -> str:
     """Name the type of an error as it travels: ``module.qualname``; one that has travelled already keeps its name."""
-    from .._errors import RemoteFetchError
-
     if isinstance(error, RemoteFetchError):
         return error.type_name
     return f"{type(error).__module__}.{type(error).__qualname__}"

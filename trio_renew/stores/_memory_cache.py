@@ -60,12 +60,13 @@ class MemoryCacheStore(Generic[T]):
     :func:`open_memory_stores`. ``get_nowait`` and ``set_nowait`` are the same without a checkpoint.
     """
 
-    __slots__ = ("_bytes", "_entries", "_life", "_measured", "_number", "_options", "_tags")
+    __slots__ = ("_bounded", "_bytes", "_entries", "_life", "_measured", "_number", "_options", "_tags")
 
     def __init__(self, life: Life, options: Options) -> None:
         self._life = life
         self._options = options
         self._measured = options.max_entry_size_bytes is not None or options.max_total_bytes is not None
+        self._bounded = self._measured or options.max_items is not None
         self._entries: OrderedDict[str, _Entry[T]] = OrderedDict()
         self._tags: dict[str, set[str]] = {}
         self._bytes = 0
@@ -98,34 +99,48 @@ class MemoryCacheStore(Generic[T]):
     @enable_ki_protection
     def set_nowait(self, hash: str, value: T, ttl: float, *, tags: Iterable[str] = ()) -> None:
         """Do what :meth:`set` does, without a checkpoint."""
-        check_hash(hash)
-        check_value(value)
-        ttl = check_ttl(ttl)
+        # What is right in the common case is not worth a call.
+        if type(hash) is not str or not hash or not hash.isascii():
+            check_hash(hash)
+        if value is None:
+            check_value(value)
+        if type(ttl) is not float or not -inf < ttl < inf:
+            ttl = check_ttl(ttl)
         if tags != ():
             tags = check_tags(tags)
-        if self._life.closed:
-            self._life.check()
+        life = self._life
+        if life.closed:
+            life.check()
         size = self._measure(hash, value) if self._measured else 0
-        now = self._life.now()
-        if hash in self._entries:
-            self._drop(hash)
+        now = life.now()
+        entry = self._entries.get(hash)
         if ttl < 0:
+            if entry is not None:
+                self._drop(hash)
             return
-        self._number += 1
-        entry: _Entry[T] = _Entry()
+        if entry is None:
+            entry = self._entries[hash] = _Entry()
+        else:
+            self._entries.move_to_end(hash)
+            self._bytes -= entry.size
+            if entry.tags:
+                self._untag(hash, entry)
         entry.value = value
         entry.tags = tags
         entry.size = size
-        entry.number = self._number
+        entry.number = self._number = self._number + 1
         entry.created = entry.accessed = now
-        entry.deadline = now + ttl if ttl else inf
-        self._entries[hash] = entry
-        self._bytes += size
-        for tag in tags:
-            self._tags.setdefault(tag, set()).add(hash)
-        if ttl and self._life.asleep:
-            self._life.wake()
-        if self._options.max_items is not None or self._measured:
+        if ttl:
+            entry.deadline = now + ttl
+            if life.asleep:
+                life.wake()
+        else:
+            entry.deadline = inf
+        if tags:
+            for tag in tags:
+                self._tags.setdefault(tag, set()).add(hash)
+        if self._bounded:
+            self._bytes += size
             self._make_room()
 
     async def set(self, hash: str, value: T, ttl: float, *, tags: Iterable[str] = ()) -> None:
@@ -236,12 +251,16 @@ class MemoryCacheStore(Generic[T]):
     def _drop(self, hash: str) -> _Entry[T]:
         entry = self._entries.pop(hash)
         self._bytes -= entry.size
+        if entry.tags:
+            self._untag(hash, entry)
+        return entry
+
+    def _untag(self, hash: str, entry: _Entry[T]) -> None:
         for tag in entry.tags:
             keys = self._tags[tag]
             keys.discard(hash)
             if not keys:
                 del self._tags[tag]
-        return entry
 
     @enable_ki_protection
     def _forget(self, keys: Iterable[str]) -> int:
