@@ -155,7 +155,7 @@ class Broken(Exception):
         (ValueError("down"), ["", "  "], "ValueError: down"),
         (ValueError("a bad a"), ["a"], "ValueError: [redacted] bad [redacted]"),
         (ValueError("Bearer xyz"), [], "ValueError: Bearer [redacted]"),
-        (ValueError(repr("it's \\ \"q\"")), ["it's \\ \"q\""], "ValueError: '[redacted]'"),
+        (ValueError(repr('it\'s \\ "q"')), ['it\'s \\ "q"'], "ValueError: '[redacted]'"),
         (ValueError("?q=a%20b%2Fc"), ["a b/c"], "ValueError: ?q=[redacted]"),
         (ValueError("lone \ud800abc"), ["\ud800abc"], "ValueError: lone [redacted]"),
         (Broken(), [], "Broken: <its text cannot be read: RuntimeError>"),

@@ -21,10 +21,10 @@ from trio_renew._values import AuthToken, Lease, Secret, check_instant, check_se
 TEXT = "hunter" + "2-opaque"
 
 
-@pytest.mark.parametrize("text", [TEXT, "x", "αβγ-é", "\udce9 lone", "{}", "%s"])
+@pytest.mark.parametrize("text", [TEXT, "x", "Ωλ-é", "\udce9 lone", "{}", "%s"])
 @pytest.mark.parametrize(
     "render",
-    [repr, str, format, lambda s: f"{s!r:>60}", lambda s: f"{s:>60}", lambda s: f"{s}", lambda s: "%s %r" % (s, s)],
+    [repr, str, format, lambda s: f"{s!r:>60}", lambda s: f"{s:>60}", lambda s: f"{s}", lambda s: f"{s} {s!r}"],
 )
 def test_a_secret_never_shows_its_text(text, render):
     shown = render(Secret(text))
@@ -44,7 +44,7 @@ def test_no_attribute_of_a_secret_holds_the_text():
     assert not any(TEXT in text for text in shown)
 
 
-@pytest.mark.parametrize("text", ["", "abc", "αβγ-é", "a\0b", "\ud800"])
+@pytest.mark.parametrize("text", ["", "abc", "Ωλ-é", "a\0b", "\ud800"])
 def test_reveal_gives_the_text_back(text):
     assert Secret(text).reveal() == text
 
@@ -71,7 +71,7 @@ def test_a_subclass_of_str_is_kept_as_plain_text():
         ("abcd", "abc", False),
         ("", "", True),
         ("", "a", False),
-        ("é α ω", "é α ω", True),
+        ("é λ ω", "é λ ω", True),
         ("é", "e\u0301", False),
         ("\ud800", "\ud800", True),
         ("\ud800", "?", False),

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import fields as dataclass_fields
-from dataclasses import is_dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
+from dataclasses import fields as dataclass_fields, is_dataclass
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -101,9 +99,9 @@ def _parts(value: object) -> Iterable[object]:
     if isinstance(value, Mapping):
         # The keys are names.
         return tuple(cast("Mapping[object, object]", value).values())
-    if isinstance(value, (Sequence, AbstractSet)) and not isinstance(value, (range, memoryview)):
+    kind = cast("Any", type(value))
+    if issubclass(kind, (Sequence, AbstractSet)) and kind not in (range, memoryview):
         return tuple(cast("Iterable[object]", value))
-    kind: Any = type(value)
     if is_dataclass(kind):
         names = [field.name for field in dataclass_fields(kind)]
     elif attrs.has(kind):
@@ -147,7 +145,7 @@ def describe_error(error: BaseException, secrets: Iterable[str] = ()) -> str:
     name = type(error).__name__
     try:
         text = str(error)
-    except Exception as failure:  # noqa: BLE001 - a broken __str__ is no reason to fail
+    except Exception as failure:
         return f"{name}: <its text cannot be read: {type(failure).__name__}>"
     pattern, longest = _pattern(secrets)
     kept, cut = text[:_KEPT], len(text) > _KEPT

@@ -54,7 +54,7 @@ def check_instant(name: str, value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         hint = "; use its .timestamp()" if hasattr(value, "timestamp") else ""
         # The contract of this library: whatever is wrong with an instant, it is a ValueError.
-        raise ValueError(f"{name} must be a number of POSIX seconds or None, not {_shown(value)}{hint}")  # noqa: TRY004
+        raise ValueError(f"{name} must be a number of POSIX seconds or None, not {_shown(value)}{hint}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be finite, not {_shown(value)}; None stands for never")
     if abs(value) > _LATEST:
@@ -205,7 +205,8 @@ class AuthToken:
     def __init__(self, secret: Secret | str, expires_at: float | None = None) -> None:
         # Secret first: should the expiry be refused, then what a traceback shows of this frame is whole and redacted.
         secret = _as_secret(secret)
-        self.__attrs_init__(secret, None)
+        object.__setattr__(self, "secret", secret)
+        object.__setattr__(self, "expires_at", None)
         object.__setattr__(self, "expires_at", check_instant("expires_at", expires_at))
 
     @classmethod

@@ -13,7 +13,7 @@ import inspect
 import logging
 from collections.abc import Callable
 from random import random
-from typing import Any, Literal, Protocol, final
+from typing import Any, Literal, Protocol, cast, final
 
 import attrs
 
@@ -39,6 +39,10 @@ class Expiring(Protocol):
 
 def _shown(value: object) -> str:
     return repr(value) if isinstance(value, (int, float)) else f"an object of type {type(value).__name__}"
+
+
+def _is_tuple(value: object) -> bool:
+    return isinstance(value, tuple)
 
 
 def _check_fraction(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -81,15 +85,15 @@ def _check_retry(_: object, attribute: attrs.Attribute[Any], value: Any) -> None
         raise TypeError(f"{attribute.name} must be a Backoff or None, not {_shown(value)}")
 
 
-def _to_permanent(value: Any) -> Any:
+def _to_permanent(value: Permanent | type[Exception]) -> Permanent:
     # A type is callable too: as a predicate it would find everything permanent.
-    return (value,) if isinstance(value, type) else tuple(value) if isinstance(value, list) else value  # pyright: ignore
+    return (value,) if isinstance(value, type) else value
 
 
 def _check_permanent(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     right = "a tuple of exception types, or a function of the error that says whether it is permanent"
-    if isinstance(value, tuple):
-        for kind in value:  # pyright: ignore[reportUnknownVariableType]
+    if _is_tuple(value):
+        for kind in value:
             if not (isinstance(kind, type) and issubclass(kind, Exception)):
                 raise TypeError(f"{attribute.name} must be {right}; {kind!r} is no exception type")
     elif not callable(value) or inspect.iscoroutinefunction(value):
@@ -98,9 +102,9 @@ def _check_permanent(_: object, attribute: attrs.Attribute[Any], value: Any) -> 
 
 def _check_range(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     right = "a pair of seconds, the shortest and the longest"
-    if not (isinstance(value, tuple) and len(value) == 2):  # pyright: ignore[reportUnknownArgumentType]
-        raise TypeError(f"{attribute.name} must be {right}, not {_shown(value)}")  # pyright: ignore[reportUnknownArgumentType]
-    low, high = (check_seconds(attribute.name, seconds) for seconds in value)  # pyright: ignore[reportUnknownVariableType]
+    if not _is_tuple(value) or len(value) != 2:
+        raise TypeError(f"{attribute.name} must be {right}, not {_shown(value)}")
+    low, high = (check_seconds(attribute.name, seconds) for seconds in value)
     if low > high:
         raise ValueError(f"{attribute.name} must be {right}, not {value!r}")
 
@@ -163,15 +167,15 @@ class RefreshPolicy:
         An error of another process (:class:`~trio_renew.RemoteFetchError`) matches a type by the type's own name, not
         through its bases. A predicate gets the error itself; one that raises is logged and counts as no.
         """
-        if isinstance(self.permanent, tuple):
-            if isinstance(error, self.permanent):
+        if _is_tuple(self.permanent):
+            kinds = cast("tuple[type[Exception], ...]", self.permanent)
+            if isinstance(error, kinds):
                 return True
-            return isinstance(error, RemoteFetchError) and any(
-                f"{kind.__module__}.{kind.__qualname__}" == error.type_name for kind in self.permanent
-            )
+            names = (f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
+            return isinstance(error, RemoteFetchError) and error.type_name in names
         try:
-            return bool(self.permanent(error))
-        except Exception as failure:  # noqa: BLE001 - a broken predicate must not lose the failure it is asked about
+            return bool(cast("Callable[[BaseException], bool]", self.permanent)(error))
+        except Exception as failure:
             # The names of the types only: the texts may carry secrets.
             _logger.error(
                 "the predicate of RefreshPolicy(permanent=...) raised %s for %s; taken as a no",
