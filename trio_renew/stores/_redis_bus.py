@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = ("RedisBus",)
 
-# Seconds: one try to connect, from one try to the next, and between two looks whether the server still answers. The
-# first two are such that another try starts at least every two seconds.
+# Seconds: what one try to connect may take, the shortest and the longest pause after it, and between two looks whether
+# the server still answers. Another try starts at least every two seconds.
 _TRY = 1.9
-_TRY_AGAIN = 1.0
+_SHORTEST, _LONGEST = 0.05, 1.0
 _LOOK_EVERY = 2.0
 # Seconds that closing waits for what is still to be sent.
 _FAREWELL = 1.0
@@ -60,6 +60,7 @@ class RedisBus:
         "_outbox",
         "_owner",
         "_scope",
+        "_sending",
         "_sent",
         "_token",
         "_wake",
@@ -75,6 +76,8 @@ class RedisBus:
         self._listeners: dict[int, Listener] = {}
         #: In the order in which they were published; a dict, because once is enough.
         self._outbox: dict[Item, None] = {}
+        #: What the server has not yet taken.
+        self._sending: list[Item] = []
         self._outage: StoreError | None = None
         self._opened = trio.Event()
         self._wake = trio.Event()
@@ -90,7 +93,7 @@ class RedisBus:
     async def say_farewell(self) -> None:
         """Wait a little for the server to take what is still in the outbox, unless there is an outage."""
         with trio.move_on_after(_FAREWELL, shield=True):
-            while self._outbox and self._outage is None:
+            while (self._outbox or self._sending) and self._outage is None:
                 await self._sent.wait()
 
     # The protocol
@@ -165,6 +168,7 @@ class RedisBus:
         self._wake.set()
 
     async def _serve(self) -> None:
+        pause = _SHORTEST
         with self._scope:
             while True:
                 started = trio.current_time()
@@ -174,10 +178,13 @@ class RedisBus:
                         self._link.disconnect()
                         raise StoreError(f"{self._link!r}: the server does not let us subscribe to {self._channel!r}")
                     self._stand()
+                    pause = _SHORTEST
                     await self._send()
                 except StoreError as error:
                     self._fall(error)
-                    await trio.sleep_until(max(started + _TRY_AGAIN, trio.current_time() + 0.05))
+                    left = started + _TRY - trio.current_time()
+                    await trio.sleep(max(min(pause, left), _SHORTEST))
+                    pause = min(2 * pause, _LONGEST)
 
     def _stand(self) -> None:
         if self._outage is not None:
@@ -186,11 +193,17 @@ class RedisBus:
         self._opened.set()
 
     def _fall(self, error: StoreError) -> None:
+        self._outbox = {**dict.fromkeys(self._sending), **self._outbox}
+        self._sending = []
         if self._outage is None:
             self._outage = error
             self._tell(list(self._listeners.values()), lambda each: each.failed(error))
-        self._sent.set()
         self._opened.set()
+        self._all_sent()
+
+    def _all_sent(self) -> None:
+        self._sent.set()
+        self._sent = trio.Event()
 
     async def _send(self) -> None:
         """Send what is published, as long as the connection stands.
@@ -201,16 +214,12 @@ class RedisBus:
         while True:
             self._wake = trio.Event()
             while self._outbox:
-                packet = list(self._outbox)[:_PACKET]
-                for item in packet:
+                self._sending = list(self._outbox)[:_PACKET]
+                for item in self._sending:
                     del self._outbox[item]
-                try:
-                    await self._link.ask(b"PUBLISH", self._channel, write_items(self._id, packet))
-                except BaseException:
-                    self._outbox = {**dict.fromkeys(packet), **self._outbox}
-                    raise
-            self._sent.set()
-            self._sent = trio.Event()
+                await self._link.ask(b"PUBLISH", self._channel, write_items(self._id, self._sending))
+                self._sending = []
+            self._all_sent()
             with trio.move_on_after(_LOOK_EVERY):
                 await self._wake.wait()
             if not self._outbox:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
-from anyio import connect_tcp, connect_unix
+from anyio import aclose_forcefully, connect_tcp, connect_unix
 from anyio.abc import SocketAttribute, TaskStatus
 from coredis import Redis
 from coredis.connection import BaseConnection, TCPLocation, UnixDomainSocketLocation
@@ -54,11 +54,24 @@ class Address:
     settings: Mapping[str, Any] = attrs.field(repr=False)
 
     async def connect(self) -> ByteStream:
-        """Make the connection.
+        """Make a connection to a server that answers.
 
         Raises:
-          OSError: It cannot be made.
+          Exception: It cannot be made.
         """
+        stream = await self._open()
+        try:
+            # A handshake of coredis that is cut off is logged with a long traceback. A server that hangs hangs here;
+            # the answer may well be that one has to say who one is.
+            await stream.send(b"PING\r\n")
+            while not (await stream.receive()).endswith(b"\n"):
+                pass
+        except BaseException:
+            await aclose_forcefully(stream)
+            raise
+        return stream
+
+    async def _open(self) -> ByteStream:
         if isinstance(self.location, UnixDomainSocketLocation):
             return await connect_unix(self.location.path)
         host, port = self.location.host, self.location.port
@@ -80,14 +93,15 @@ def address_of(url_or_client: object) -> Address:
       ValueError: The URL is none for a server. It is not shown: it may hold a password.
     """
     if isinstance(url_or_client, str):
-        pool = _pool_of(url_or_client)
+        pool, wrong = _pool_of(url_or_client), ValueError("url_or_client must name a host or a socket")
     elif isinstance(url_or_client, Redis):
         pool = url_or_client.connection_pool
+        wrong = TypeError(f"url_or_client must be a client of one server, and {pool!r} is not the pool of one")
     else:
         raise TypeError(f"url_or_client must be a URL or a coredis.Redis client, not {url_or_client!r}")
     location = pool.location
     if type(pool) is not ConnectionPool or not isinstance(location, TCPLocation | UnixDomainSocketLocation):
-        raise TypeError(f"url_or_client must be a client of one server, and {pool!r} is not the pool of one")
+        raise wrong
     given: dict[str, Any] = dict(pool.connection_kwargs)
     return Address(location, given.get("ssl_context"), {name: given[name] for name in _SETTINGS if name in given})
 
@@ -329,9 +343,13 @@ class Link:
         if self._owner.closed:
             self._owner.refuse()
         if attempt.connection is None or not attempt.established:
-            reason = attempt.error or f"no answer within {self._patience:g} s"
-            raise StoreError(f"{self!r}: {reason}") from attempt.error
+            raise StoreError(f"{self!r}: {self._reason(attempt)}") from attempt.error
         return attempt.connection
+
+    def _reason(self, attempt: _Attempt) -> str:
+        if attempt.error is None:
+            return f"no answer within {self._patience:g} s"
+        return str(attempt.error) or type(attempt.error).__name__
 
     async def _live(self, attempt: _Attempt) -> None:
         with attempt.scope:
@@ -344,7 +362,8 @@ class Link:
                         raise
                     await self._hold(attempt)
             except Exception as error:
-                attempt.error = error
+                # One that had to end is told of as such, whatever it has ended with.
+                attempt.error = None if attempt.scope.cancel_called else error
         if attempt.established:
             if self._connection is attempt.connection:
                 self._connection = None

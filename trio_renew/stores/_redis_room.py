@@ -82,7 +82,8 @@ class Room:
         for batch in batches(names):
             now, *found = await self.link.run(script, [self.key(kind, name) for name in batch])
             rows += zip(batch, found, strict=True)
-        return int(now) / 1e6, rows
+        # What the server tells about expiry is in milliseconds.
+        return int(now) // 1000 / 1000, rows
 
     async def outliving(self, work: Callable[[], Awaitable[X]], name: str) -> X:
         """Run work of several round trips; it goes on when the caller leaves. At least one checkpoint."""
