@@ -11,7 +11,6 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
-import dis
 import gc
 import inspect
 import signal
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from . import _internals
+from . import _bytecode, _internals
 from ._report import SweepReport
 from ._runs import Run, nothing_but
 from ._sweeps import arguments, check_functions, check_number, raise_finding, steps_allowed
@@ -57,26 +56,6 @@ def _belongs(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
 
-def leaves_a_with(code: CodeType, offset: int) -> bool:
-    """Say whether a line begins at this offset with nothing but the call of a context manager's exit.
-
-    That is where Python comes by the line of the ``with`` once more, on the way from its body to ``__exit__``. No
-    signal is handled there, and an exception there would skip the exit.
-    """
-    ahead = [step for step in dis.get_instructions(code) if step.offset >= offset][:5]
-    names = [step.opname for step in ahead]
-    if names[:2] == ["PUSH_EXC_INFO", "WITH_EXCEPT_START"]:
-        return True
-    # A result of the body (`return x`) is moved out of the way first.
-    ahead = ahead[1:] if names[:1] == ["SWAP"] else ahead[:4]
-    nones, call = ahead[:3], ahead[3:]
-    return (
-        len(call) == 1
-        and call[0].opname in ("PRECALL", "CALL")
-        and all(step.opname == "LOAD_CONST" and step.argval is None for step in nones)
-    )
-
-
 class Tracer:
     """Counts the lines that are run in some modules, and interrupts at one of them.
 
@@ -90,7 +69,10 @@ class Tracer:
         self.at = at
         self.count = 0
         self.armed = False
+        #: Where that line is, once it was come by.
         self.place: str | None = None
+        #: It was come by, but nothing can be raised there; the next line does.
+        self.pending = False
         #: Trio's, once the run has begun.
         self.handler: Callable[[int, FrameType | None], object] = signal.default_int_handler
 
@@ -103,19 +85,25 @@ class Tracer:
     def on_line(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
         """Python's local trace function."""
         if event == "line" and self.armed:
-            self.count += 1
+            self.count += not self.pending
             if self.count == self.at:
                 self.strike(frame)
         return self.on_line
 
     def strike(self, frame: FrameType) -> None:
         """Do as if a signal came before the next instruction of this frame."""
-        self.armed = False
-        self.place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        self.place = self.place or f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        self.pending = _bytecode.slips_past_handlers(frame.f_code, frame.f_lasti)
+        if not self.pending:
+            # Without a frame Trio keeps the interrupt until it can deliver it.
+            self.deliver(None if _bytecode.leaves_a_with(frame.f_code, frame.f_lasti) else frame)
+
+    def deliver(self, frame: FrameType | None) -> None:
+        """Let Trio's handler do the rest, once."""
+        self.armed = self.pending = False
         # From here on: a coroutine that was made but not awaited yet is dropped by the interrupt, not forgotten.
         _allow_unawaited_coroutines()
-        # Without a frame Trio keeps the interrupt until it can deliver it.
-        self.handler(signal.SIGINT, None if leaves_a_with(frame.f_code, frame.f_lasti) else frame)
+        self.handler(signal.SIGINT, frame)
 
 
 def _allow_unawaited_coroutines() -> None:
@@ -167,6 +155,8 @@ class InterruptedRun(Run):
                 raise
         finally:
             tracer.armed = False
+            if tracer.pending:  # no line came any more
+                tracer.deliver(None)
         if tracer.place is not None:
             with contextlib.suppress(KeyboardInterrupt):
                 await trio.lowlevel.checkpoint()
@@ -189,6 +179,8 @@ def _modules(within: ModuleType | Iterable[ModuleType]) -> list[ModuleType]:
     for module in given:
         if not isinstance(module, ModuleType):
             raise TypeError(f"within: a module, or several of them, is needed (not its name), not {module!r}")
+    if not given:
+        raise ValueError("within: at least one module is needed")
     return given
 
 

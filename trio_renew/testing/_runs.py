@@ -34,7 +34,7 @@ MOST_STEPS = 500_000
 PATIENCE = 5.0
 # How often a run is told to end, and how many steps it may take each time, before it is torn down.
 _TELLINGS = 30
-_STEPS_TO_END = 1_000
+_STEPS_TO_END = 200
 
 _current: trio.lowlevel.RunVar[Run] = trio.lowlevel.RunVar("trio_renew.testing.run")
 
@@ -70,6 +70,10 @@ def takes_an_argument(function: Callable[..., object]) -> bool:
     return True
 
 
+def _leave_alone(run: Run) -> None:
+    pass
+
+
 class Run:
     """One run of a scenario and its check.
 
@@ -87,7 +91,7 @@ class Run:
         scenario: Callable[[], Awaitable[object]],
         check: Callable[..., object] | None,
         *,
-        strike: Callable[[Run], None] | None = None,
+        strike: Callable[[Run], None] = _leave_alone,
         at: int | None = None,
         whole: bool = True,
         most: int = MOST_STEPS,
@@ -102,7 +106,8 @@ class Run:
         self.open = False
         self.struck = False
         self.place: str | None = None
-        self.scope: trio.CancelScope | None = None
+        #: The victim's, while there is one.
+        self.scope = trio.CancelScope()
         self.error: BaseException | None = None
         self.source = ""
         self.endless: str | None = None
@@ -111,7 +116,7 @@ class Run:
         self._strike = strike
         self._victims = 0
         self._victim_task: trio.lowlevel.Task | None = None
-        self._outer: trio.CancelScope | None = None
+        self._outer = trio.CancelScope()
         self._main_task: trio.lowlevel.Task | None = None
         self._tellings = 0
         self._left_behind: list[trio.lowlevel.Task] = []
@@ -143,9 +148,8 @@ class Run:
         _current.set(self)
         self._main_task = trio.lowlevel.current_task()
         self.tasks.add(self._main_task)
-        with trio.CancelScope() as self._outer:
+        with self._outer:
             result = await self._guard(self.play(), "the scenario")
-            self.open = False
             if self.error is None and self.check is not None:
                 await self._guard(self._look(self.check, result), "the check")
 
@@ -154,7 +158,7 @@ class Run:
             return await part
         except BaseException as error:
             # Once the run is being ended, by the kit or by Trio, what comes up belongs to its ending.
-            if self._outer is None or self._outer.cancel_called or nothing_but(trio.Cancelled, error):
+            if self._outer.cancel_called or nothing_but(trio.Cancelled, error):
                 raise
             self.note(error, source)
             return None
@@ -165,7 +169,10 @@ class Run:
             return await self._start()
         with trio.CancelScope() as scope:
             self._open(scope, _places.of_function(self.scenario))
-            return await self._start()
+            try:
+                return await self._start()
+            finally:
+                self.open = False
         return None
 
     async def _start(self) -> object:
@@ -188,8 +195,7 @@ class Run:
     def fail(self, error: BaseException, source: str) -> None:
         """Something beside the scenario went wrong: note it, and end the run."""
         self.note(error, source)
-        if self._outer is not None:
-            self._outer.cancel()
+        self._outer.cancel()
 
     # The victim
 
@@ -222,14 +228,14 @@ class Run:
     def step(self) -> None:
         """A task of the scenario is about to make a step while the victim is open."""
         self.count += 1
-        if self.count == self.at and self._victim_task is not None:
+        if self.count == self.at:
+            assert self._victim_task is not None
             self._struck_at(_places.of_task(self._victim_task))
 
     def _struck_at(self, place: str | None) -> None:
         self.struck = True
         self.place = place or _places.of_function(self.scenario)
-        if self._strike is not None:
-            self._strike(self)
+        self._strike(self)
 
     # A run that does not end
 
@@ -255,8 +261,7 @@ class Run:
         self._tellings += 1
         self.most = self.steps + _STEPS_TO_END
         _internals.take_shields_down(tasks)
-        if self._outer is not None:
-            self._outer.cancel()
+        self._outer.cancel()
         if self._tellings > _TELLINGS:
             for task in self.tasks:
                 _internals.throw_into(task, _TornDown)
@@ -383,7 +388,8 @@ class ActingRun(Run):
         except BaseException as error:  # noqa: BLE001  # it goes where the scenario's errors go
             self.fail(error, "the action")
             return
-        if inspect.isawaitable(done) and self.beside is not None:
+        if inspect.isawaitable(done):
+            assert self.beside is not None
             self.beside.start_soon(self._await, done, name="action")
 
     async def _await(self, action: Awaitable[object]) -> None:

@@ -21,6 +21,9 @@ __all__ = ("cancel_at_every_checkpoint", "do_at_every_checkpoint", "under_schedu
 
 T = TypeVar("T")
 
+#: How many steps more than many times the undisturbed ones a run may take; some wait for timeouts, step by step.
+SPARE_STEPS = 50_000
+
 
 def check_functions(**given: object) -> None:
     """Refuse arguments that are no functions."""
@@ -43,7 +46,7 @@ def check_number(name: str, value: object, least: int | None = None) -> None:
 
 def steps_allowed(undisturbed: Run) -> int:
     """How many steps a run may take, given how many the undisturbed one took."""
-    return 50_000 + 20 * undisturbed.steps
+    return SPARE_STEPS + 20 * undisturbed.steps
 
 
 def _summary(error: BaseException) -> str:
@@ -198,8 +201,7 @@ def cancel_at_every_checkpoint(
 
 
 def _cancel(run: Run) -> None:
-    if run.scope is not None:
-        run.scope.cancel()
+    run.scope.cancel()
 
 
 def do_at_every_checkpoint(
