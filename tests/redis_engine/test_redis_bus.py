@@ -356,9 +356,29 @@ async def test_who_may_not_subscribe_is_told(server: Server, prefix: str) -> Non
     async with open_redis_bus(f"unix://deaf:x@{server.socket}", channel=prefix) as bus:
         ear = Ear()
         bus.attach(ear)
-        assert "does not let us subscribe" in str(ear.failures[0])
+        assert "channel" in str(ear.failures[0])
         server.ask("ACL", "SETUSER", "deaf", "allchannels")
         await until(lambda: ear.misses == 1)
+
+
+async def test_who_may_not_publish_is_told_once(server: Server, prefix: str) -> None:
+    server.ask("ACL", "SETUSER", "mute", "reset", "on", ">x", "~*", "&*", "+@all", "-publish")
+    async with (
+        open_redis_bus(f"unix://mute:x@{server.socket}", channel=prefix) as bus,
+        open_redis_bus(server.url, channel=prefix) as other,
+    ):
+        ear, far = Ear(), Ear()
+        bus.attach(ear)
+        other.attach(far)
+        bus.publish(ear, "key", 1)
+        await until(lambda: ear.failures)
+        # It hears all the same.
+        other.publish(far, "key", 2)
+        await until(lambda: ear.heard == [("key", 2)])
+        await trio.sleep(0.2)
+        assert (len(ear.failures), ear.misses) == (1, 0)
+        server.ask("ACL", "SETUSER", "mute", "+publish")
+        await until(lambda: far.heard == [("key", 1)] and ear.misses == 1)
 
 
 async def test_cancelling_while_opening(own_server: Server) -> None:

@@ -28,6 +28,8 @@ class OnServer:
 
     which: str
     url: str
+    lease = 0.3
+    margin = 0.15
 
     @pytest.fixture(autouse=True)
     def take_server(self, server: Server) -> None:
@@ -35,8 +37,8 @@ class OnServer:
 
     @asynccontextmanager
     async def open_store(self) -> AsyncGenerator[Any, None]:
-        config = RateLimitConfig(limit=5, window=0.5)
-        async with open_redis_stores(self.url, prefix=f"{uuid4().hex}:", lease=0.5, default_config=config) as stores:
+        config = RateLimitConfig(limit=5, window=0.3)
+        async with open_redis_stores(self.url, prefix=f"{uuid4().hex}:", lease=self.lease, default_config=config) as stores:
             yield getattr(stores, self.which)
 
 
@@ -46,7 +48,6 @@ class TestCache(OnServer, CacheStoreContract):
 
 class TestDedupe(OnServer, DedupeStoreContract):
     which = "dedupe"
-    lease = 0.5
 
 
 class TestRateLimit(OnServer, RateLimitStoreContract):

@@ -161,6 +161,8 @@ async def test_those_who_come_at_once_share_one_connection(own_server: Server) -
     async with open_redis_stores(own_server.url) as stores, trio.open_nursery() as nursery:
         for number in range(20):
             nursery.start_soon(stores.cache.get, f"k{number}")
+        await stores.cache.get("one more")
+        assert str(own_server.socket) in repr(stores.cache._room.link._connection)
     assert b"total_connections_received:3" in own_server.ask("INFO", "stats")
 
 
@@ -319,21 +321,31 @@ async def test_no_answer_within_five_seconds_is_a_store_error(
         await stores.cache.set("a", 1, 60.0)
         own_server.pause()
         mock_clock.autojump_threshold = 0.02
-        for _ in range(2):
-            # First over the open connection, which is given up, then without one.
+
+        async def get() -> None:
             started = trio.current_time()
-            with pytest.raises(StoreError, match="no answer within 5 s"):
+            with pytest.raises(StoreError, match="no answer within 5 s|Connection lost"):
                 await stores.cache.get("a")
             assert trio.current_time() - started == pytest.approx(5.0)
+
+        for _ in range(2):
+            # First over the open connection, which is given up, then without one.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(get)
+                nursery.start_soon(get)
         own_server.resume()
         mock_clock.autojump_threshold = float("inf")
         assert await stores.cache.get("a") == 1
 
 
-async def test_connections_that_the_server_ends_are_made_again(server: Server, prefix: str) -> None:
+@pytest.mark.parametrize("steps", range(12))
+async def test_connections_that_the_server_ends_are_made_again(server: Server, prefix: str, steps: int) -> None:
+    """Whatever step the connection's own task has come to when somebody calls."""
     async with open_redis_stores(server.url, prefix=prefix) as stores:
         await stores.cache.set("a", 1, 60.0)
         server.ask("CLIENT", "KILL", "TYPE", "pubsub")
+        for _ in range(steps):
+            await trio.lowlevel.checkpoint()
         assert await stores.cache.get("a") == 1
 
 
@@ -379,6 +391,10 @@ async def test_who_may_do_nothing_gets_a_store_error(server: Server, prefix: str
         for _ in range(2):
             with pytest.raises(StoreError):
                 await stores.cache.get("a")
+    server.ask("ACL", "SETUSER", "here", "reset", "on", ">x", "&*", "~*", "+@all", "-select")
+    async with open_redis_stores(f"unix://here:x@{server.socket}?db=1", prefix=prefix) as stores:
+        with pytest.raises(StoreError, match="select"):
+            await stores.cache.get("a")
 
 
 # Cancellation and closing
@@ -466,6 +482,23 @@ async def test_every_method_is_a_checkpoint_and_can_be_cancelled(server: Server,
         assert scope.cancelled_caught
         with trio.fail_after(5):
             await CALLS[name](stores)
+
+
+async def test_whatever_is_cancelled_while_it_waits_leaves_the_rest_in_order(own_server: Server) -> None:
+    async with open_redis_stores(own_server.url) as stores:
+        await stores.cache.set("b", "still right", 60.0)
+        for name, call in CALLS.items():
+            own_server.pause()
+            with trio.move_on_after(0.005):
+                await call(stores)
+            own_server.resume()
+            with trio.fail_after(5):
+                assert await stores.cache.get("c") is None, name
+                await stores.dedupe.clear()
+                await call(stores)
+        await stores.cache.set("b", "still right", 60.0)
+        assert await stores.cache.get("b") == "still right"
+        assert not stores.dedupe._waiters
 
 
 async def test_closing_ends_what_is_under_way(own_server: Server) -> None:

@@ -71,7 +71,9 @@ class RedisBus:
         self._channel = channel
         self._id = uuid4().hex
         self._token = trio.lowlevel.current_trio_token()
-        self._link = Link(owner, address, channel, heard=self._heard, lost=self._wake_up, patience=_TRY)
+        self._link = Link(
+            owner, address, channel, heard=self._heard, lost=self._wake_up, patience=_TRY, must_listen=True
+        )
         #: By identity: listeners need not be hashable, nor differ from each other.
         self._listeners: dict[int, Listener] = {}
         #: In the order in which they were published; a dict, because once is enough.
@@ -174,13 +176,10 @@ class RedisBus:
                 started = trio.current_time()
                 try:
                     await self._link.connect()
-                    if not self._link.may_listen:
-                        self._link.disconnect()
-                        raise StoreError(f"{self._link!r}: the server does not let us subscribe to {self._channel!r}")
-                    self._stand()
-                    pause = _SHORTEST
                     await self._send()
                 except StoreError as error:
+                    if self._outage is None:
+                        pause = _SHORTEST
                     self._fall(error)
                     left = started + _TRY - trio.current_time()
                     await trio.sleep(max(min(pause, left), _SHORTEST))
@@ -219,6 +218,8 @@ class RedisBus:
                     del self._outbox[item]
                 await self._link.ask(b"PUBLISH", self._channel, write_items(self._id, self._sending))
                 self._sending = []
+            # Only now: where we may not publish the outage goes on, however well the connection stands.
+            self._stand()
             self._all_sent()
             with trio.move_on_after(_LOOK_EVERY):
                 await self._wake.wait()

@@ -145,8 +145,8 @@ class RedisDedupeStore(Generic[T]):
         keys = (self._room.key(b"j:", hash), self._room.key(b"o:", hash) + b":")
         waiter = _Waiter()
         waiters = self._waiters.setdefault(channel, set())
-        waiters.add(waiter)
         try:
+            waiters.add(waiter)
             while True:
                 waiter.woken = trio.Event()
                 what, job, *more = await self._room.link.run(LOOK, keys, job, channel=channel)
@@ -169,11 +169,10 @@ class RedisDedupeStore(Generic[T]):
                 self._room.link.unsubscribe(channel)
 
     async def _hear(self, waiter: _Waiter, job: bytes, left: float) -> bytes:
-        if job not in waiter.heard:
-            # The server forgets a job in the millisecond after its last one.
-            left += 0.002
-            with trio.move_on_after(left if self._room.link.may_listen else min(left, _LOOK_EVERY)):
-                await waiter.woken.wait()
+        # The server forgets a job in the millisecond after its last one.
+        left += 0.002
+        with trio.move_on_after(left if self._room.link.may_listen else min(left, _LOOK_EVERY)):
+            await waiter.woken.wait()
         return waiter.heard.pop(job, b"?")
 
     def _outcome(self, hash: str, job: bytes, said: bytes) -> outcome.Outcome[T]:

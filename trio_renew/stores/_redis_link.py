@@ -28,6 +28,7 @@ from coredis.connection import BaseConnection, TCPLocation, UnixDomainSocketLoca
 from coredis.exceptions import AuthorizationError, NoScriptError
 from coredis.exceptions import ConnectionError as LostError
 from coredis.pool import ConnectionPool
+from trio.lowlevel import enable_ki_protection
 
 from .._errors import StoreError
 
@@ -186,9 +187,21 @@ class Link:
       heard: Called with channel and message for each message of a channel that is subscribed to.
       lost: Called when an open connection has ended, for whatever reason.
       patience: Seconds that connecting may take.
+      must_listen: Whether a connection that may not subscribe is none.
     """
 
-    __slots__ = ("_address", "_attempt", "_connection", "_heard", "_home", "_lost", "_owner", "_patience", "may_listen")
+    __slots__ = (
+        "_address",
+        "_attempt",
+        "_connection",
+        "_heard",
+        "_home",
+        "_lost",
+        "_must_listen",
+        "_owner",
+        "_patience",
+        "may_listen",
+    )
 
     def __init__(
         self,
@@ -199,6 +212,7 @@ class Link:
         heard: Callable[[bytes, bytes], None],
         lost: Callable[[], None],
         patience: float = PATIENCE,
+        must_listen: bool = False,
     ) -> None:
         self._owner = owner
         self._address = address
@@ -206,6 +220,7 @@ class Link:
         self._heard = heard
         self._lost = lost
         self._patience = patience
+        self._must_listen = must_listen
         self._connection: _Connection | None = None
         self._attempt: _Attempt | None = None
         #: Whether the server lets us subscribe; if it does not, whoever waits has to look every now and then.
@@ -311,12 +326,6 @@ class Link:
         connection = await self._connect()
         return connection, max(until - trio.current_time(), 0.001)
 
-    def disconnect(self) -> None:
-        """Give the connection up, and what is known about it."""
-        if self._connection is not None:
-            self._drop(self._connection)
-        self.may_listen = True
-
     def _drop(self, connection: _Connection) -> None:
         connection.invalidate("given up")
         if self._connection is connection:
@@ -335,16 +344,20 @@ class Link:
             await self._connect()
 
     async def _connect(self) -> _Connection:
-        attempt = self._attempt
-        if attempt is None:
-            attempt = self._attempt = _Attempt(self._established, self._patience)
-            self._owner.start(partial(self._live, attempt), f"connection to {self._address.location}")
+        attempt = self._begin()
         await attempt.done.wait()
         if self._owner.closed:
             self._owner.refuse()
         if attempt.connection is None or not attempt.established:
             raise StoreError(f"{self!r}: {self._reason(attempt)}") from attempt.error
         return attempt.connection
+
+    @enable_ki_protection
+    def _begin(self) -> _Attempt:
+        if self._attempt is None:
+            self._attempt = _Attempt(self._established, self._patience)
+            self._owner.start(partial(self._live, self._attempt), f"connection to {self._address.location}")
+        return self._attempt
 
     def _reason(self, attempt: _Attempt) -> str:
         if attempt.error is None:
@@ -386,7 +399,7 @@ class Link:
                 # must not be one that somebody waits for.
                 await connection.create_request(b"PING", decode=False)
             except AuthorizationError:
-                self.may_listen = False
+                self.may_listen = self._must_listen
                 raise
 
     def _established(self, attempt: _Attempt) -> None:
