@@ -6,6 +6,9 @@ request, ``open_provider_cache`` for many by key. ``trio_renew.testing`` tests c
 
 from __future__ import annotations
 
+from ._codecs import AuthTokenCodec as AuthTokenCodec
+from ._codecs import JsonCodec as JsonCodec
+from ._codecs import encrypted as encrypted
 from ._errors import BreakerOpen as BreakerOpen
 from ._errors import BudgetExhausted as BudgetExhausted
 from ._errors import CredentialError as CredentialError
@@ -41,8 +44,16 @@ from ._policy.schedule import RefreshPolicy as RefreshPolicy
 from ._policy.schedule import tiered_refresh_before as tiered_refresh_before
 from ._provider import RefreshingProvider as RefreshingProvider
 from ._provider import open_provider as open_provider
+from ._registry import Registry as Registry
+from ._registry import ServiceDescriptor as ServiceDescriptor
+from ._registry import StaticProvider as StaticProvider
+from ._registry import describe as describe
+from ._registry import static_provider as static_provider
 from ._resource import RenewableResource as RenewableResource
 from ._resource import open_resource as open_resource
+from ._storage import FileStorage as FileStorage
+from ._storage import MemoryStorage as MemoryStorage
+from ._storage import StoreStorage as StoreStorage
 from ._values import AuthToken as AuthToken
 from ._values import Lease as Lease
 from ._values import Secret as Secret
@@ -65,6 +76,7 @@ __all__ = (
     "AdaptiveRateLimitStatus",
     "AdaptiveRateLimitStore",
     "AuthToken",
+    "AuthTokenCodec",
     "Backoff",
     "BreakerChanged",
     "BreakerOpen",
@@ -85,9 +97,12 @@ __all__ = (
     "FetchStarted",
     "FetchSucceeded",
     "FetchTimeout",
+    "FileStorage",
     "HalfOpen",
     "JobLost",
+    "JsonCodec",
     "Lease",
+    "MemoryStorage",
     "MintedTokenAlreadyExpired",
     "Open",
     "OwnerClosed",
@@ -99,19 +114,26 @@ __all__ = (
     "RefreshPolicy",
     "RefreshingProvider",
     "Registration",
+    "Registry",
     "RemoteFetchError",
     "RenewError",
     "Renewable",
     "RenewableResource",
     "Secret",
     "ServedExpired",
+    "ServiceDescriptor",
+    "StaticProvider",
     "Status",
     "Storage",
     "StorageFailed",
     "StoreError",
+    "StoreStorage",
     "Unconfigured",
+    "describe",
+    "encrypted",
     "hash_request",
     "open_provider",
     "open_resource",
+    "static_provider",
     "tiered_refresh_before",
 )
