@@ -18,7 +18,7 @@ __all__ = ("AdaptiveRateLimitStoreContract", "RateLimitStoreContract")
 
 class _LimitContract(Contract):
     async def _fill(self, limits: Any, resource: str, *args: Any) -> int:
-        """Count as many requests as the limit allows; says how many that is."""
+        """Count as many requests as the limit allows, whatever is counted already; says how many that is."""
         limit = (await limits.get_status(resource)).limit
         expect(isinstance(limit, int) and limit >= 1, "the store must be opened with a limit of at least 1")
         for _ in range(limit):
@@ -153,9 +153,24 @@ class RateLimitStoreContract(_LimitContract):
         async with self.open_store() as limits:
             await self._fill(limits, "a")
             expect(await self._proceeds_after_waiting(limits, "a"), "after get_wait_time() one may proceed")
-            await self._fill(limits, "b")
-            await limits.record("b")
-            expect(await self._proceeds_after_waiting(limits, "b"), "and so when more than the limit was recorded")
+            wait = await self._window(limits)
+            if self.exact or wait <= self.patience:
+                await limits.record("b")
+                await trio.sleep(wait / 2)
+                await self._fill(limits, "b")
+                expect(await self._proceeds_after_waiting(limits, "b"), "and so when more than the limit was recorded")
+
+    async def test_a_refusal_counts_nothing(self) -> None:
+        """Who is refused does not keep others waiting."""
+        async with self.open_store() as limits:
+            wait = await self._window(limits)
+            if not self.exact and wait > self.patience:
+                return
+            limit = await self._fill(limits, "a")
+            await trio.sleep(wait / 2)
+            for _ in range(limit):
+                await limits.acquire("a")
+            expect(await self._proceeds_after_waiting(limits, "a"), "a refused acquire() counts nothing")
 
     async def test_reset_at_is_when_the_oldest_leaves(self) -> None:
         """An instant: now when nothing is counted, else one window after the oldest request."""
