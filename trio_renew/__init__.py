@@ -64,11 +64,20 @@ from .abc import CacheStore as CacheStore
 from .abc import Codec as Codec
 from .abc import CredentialProvider as CredentialProvider
 from .abc import DedupeStore as DedupeStore
+from .abc import Listener as Listener
+from .abc import Priority as Priority
 from .abc import RateLimitStatus as RateLimitStatus
 from .abc import RateLimitStore as RateLimitStore
 from .abc import Registration as Registration
 from .abc import Renewable as Renewable
 from .abc import Storage as Storage
+from .stores._common import CacheEntryInfo as CacheEntryInfo
+from .stores._common import CacheStats as CacheStats
+from .stores._common import DedupeStats as DedupeStats
+from .stores._common import JobInfo as JobInfo
+from .stores._common import RateLimitStats as RateLimitStats
+from .stores._common import ResourceInfo as ResourceInfo
+from .stores._common import Stores as Stores
 from .stores._hashing import hash_request as hash_request
 
 __all__ = (
@@ -83,6 +92,8 @@ __all__ = (
     "BreakerPolicy",
     "BudgetExhausted",
     "Bus",
+    "CacheEntryInfo",
+    "CacheStats",
     "CacheStore",
     "Changes",
     "Cleared",
@@ -90,6 +101,7 @@ __all__ = (
     "Codec",
     "CredentialError",
     "CredentialProvider",
+    "DedupeStats",
     "DedupeStore",
     "Event",
     "FetchAbandoned",
@@ -99,14 +111,18 @@ __all__ = (
     "FetchTimeout",
     "FileStorage",
     "HalfOpen",
+    "JobInfo",
     "JobLost",
     "JsonCodec",
     "Lease",
+    "Listener",
     "MemoryStorage",
     "MintedTokenAlreadyExpired",
     "Open",
     "OwnerClosed",
+    "Priority",
     "RateLimitConfig",
+    "RateLimitStats",
     "RateLimitStatus",
     "RateLimitStore",
     "Reason",
@@ -119,6 +135,7 @@ __all__ = (
     "RenewError",
     "Renewable",
     "RenewableResource",
+    "ResourceInfo",
     "Secret",
     "ServedExpired",
     "ServiceDescriptor",
@@ -128,6 +145,7 @@ __all__ = (
     "StorageFailed",
     "StoreError",
     "StoreStorage",
+    "Stores",
     "Unconfigured",
     "describe",
     "encrypted",

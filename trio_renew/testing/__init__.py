@@ -3,12 +3,17 @@
 It works on any Trio code, with pytest and without, and registers nothing. Importing `trio_renew` does not import it.
 """
 
+from ._contract_cache import CacheStoreContract as CacheStoreContract
+from ._contract_dedupe import DedupeStoreContract as DedupeStoreContract
+from ._contract_rates import AdaptiveRateLimitStoreContract as AdaptiveRateLimitStoreContract
+from ._contract_rates import RateLimitStoreContract as RateLimitStoreContract
+from ._contracts import StorageContract as StorageContract
+from ._contracts import check_contract as check_contract
 from ._handoff import Handoff as Handoff
 from ._handoff import all_claims as all_claims
 from ._interrupts import interrupt_at_every_line as interrupt_at_every_line
 from ._report import SweepFailure as SweepFailure
 from ._report import SweepReport as SweepReport
-from ._runs import victim as victim
 from ._scripted import Block as Block
 from ._scripted import ScriptedFetch as ScriptedFetch
 from ._scripted import ScriptExhausted as ScriptExhausted
@@ -19,19 +24,26 @@ from ._sweeps import cancel_at_every_checkpoint as cancel_at_every_checkpoint
 from ._sweeps import do_at_every_checkpoint as do_at_every_checkpoint
 from ._sweeps import under_schedules as under_schedules
 from ._until import until as until
+from ._victim import victim as victim
 
 __all__ = (
+    "AdaptiveRateLimitStoreContract",
     "Block",
+    "CacheStoreContract",
+    "DedupeStoreContract",
     "Handoff",
+    "RateLimitStoreContract",
     "ScriptExhausted",
     "ScriptedFetch",
     "Sleep",
+    "StorageContract",
     "Stubborn",
     "SweepFailure",
     "SweepReport",
     "Token",
     "all_claims",
     "cancel_at_every_checkpoint",
+    "check_contract",
     "do_at_every_checkpoint",
     "interrupt_at_every_line",
     "under_schedules",
