@@ -16,7 +16,7 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from .._policy.capacity import AdaptiveConfig, RateLimitConfig
-from .._storage import JsonCodec
+from .._codecs import JsonCodec
 from ._common import Options, Stores
 from ._memory_adaptive import MemoryAdaptiveRateLimitStore
 from ._memory_cache import MemoryCacheStore
