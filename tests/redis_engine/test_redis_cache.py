@@ -7,8 +7,7 @@ from uuid import uuid4
 
 import pytest
 import trio
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from trio_renew import StoreError
 from trio_renew.stores import _redis_room

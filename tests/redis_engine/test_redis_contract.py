@@ -38,7 +38,9 @@ class OnServer:
     @asynccontextmanager
     async def open_store(self) -> AsyncGenerator[Any, None]:
         config = RateLimitConfig(limit=5, window=0.3)
-        async with open_redis_stores(self.url, prefix=f"{uuid4().hex}:", lease=self.lease, default_config=config) as stores:
+        async with open_redis_stores(
+            self.url, prefix=f"{uuid4().hex}:", lease=self.lease, default_config=config
+        ) as stores:
             yield getattr(stores, self.which)
 
 

@@ -46,7 +46,10 @@ def lost(result: outcome.Outcome[Any]) -> bool:
 @pytest.mark.parametrize("size", [1, _redis_dedupe._MOST_PUBLISHED])
 async def test_a_value_reaches_another_store_object(server: Server, prefix: str, size: int) -> None:
     found: list[Any] = []
-    async with open_redis_stores(server.url, prefix=prefix) as one, open_redis_stores(server.url, prefix=prefix) as other:
+    async with (
+        open_redis_stores(server.url, prefix=prefix) as one,
+        open_redis_stores(server.url, prefix=prefix) as other,
+    ):
         job = await one.dedupe.register_or_join("a")
         with trio.fail_after(5):
             async with trio.open_nursery() as nursery:
@@ -63,7 +66,10 @@ async def test_a_value_reaches_another_store_object(server: Server, prefix: str,
 async def test_an_error_is_itself_here_and_remote_elsewhere(server: Server, prefix: str) -> None:
     error = Broken("no luck, token=abc")
     found: list[Any] = []
-    async with open_redis_stores(server.url, prefix=prefix) as one, open_redis_stores(server.url, prefix=prefix) as other:
+    async with (
+        open_redis_stores(server.url, prefix=prefix) as one,
+        open_redis_stores(server.url, prefix=prefix) as other,
+    ):
         job_id = await one.dedupe.register("a")
         async with trio.open_nursery() as nursery:
             await in_task(nursery, lambda: one.dedupe.wait_outcome("a"), found)
@@ -172,7 +178,10 @@ async def test_a_cancelled_waiter_leaves_nothing(server: Server, prefix: str) ->
 
 async def test_a_waiter_outlives_the_loss_of_its_connection(server: Server, prefix: str) -> None:
     found: list[Any] = []
-    async with open_redis_stores(server.url, prefix=prefix) as one, open_redis_stores(server.url, prefix=prefix) as other:
+    async with (
+        open_redis_stores(server.url, prefix=prefix) as one,
+        open_redis_stores(server.url, prefix=prefix) as other,
+    ):
         job = await one.dedupe.register_or_join("a")
         with trio.fail_after(5):
             async with trio.open_nursery() as nursery:

@@ -7,6 +7,7 @@ import gc
 import ipaddress
 import ssl
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import coredis
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from trio_renew import StoreError
-from trio_renew.stores._redis_link import address_of
+from trio_renew.stores._redis_address import address_of
 from trio_renew.stores.redis import open_redis_bus, open_redis_stores
 
 if TYPE_CHECKING:
@@ -134,8 +135,18 @@ async def test_credentials_and_database_come_from_the_url(server: Server, prefix
         assert "wrong-one" not in str(caught.value)
 
 
+async def test_a_password_alone_is_enough(own_server: Server) -> None:
+    own_server.ask("CONFIG", "SET", "requirepass", "s e/cret")
+    async with open_redis_stores(f"redis://:s%20e%2Fcret@127.0.0.1:{own_server.port}/2") as stores:
+        await stores.cache.set("a", 1, 60.0)
+        assert await stores.cache.get("a") == 1
+
+
 async def test_opening_needs_no_server_and_leaks_nothing(tmp_path: Path, prefix: str) -> None:
-    async with open_redis_stores(f"unix://{tmp_path}/none.sock") as stores, open_redis_stores("redis://127.0.0.1:1") as other:
+    async with (
+        open_redis_stores(f"unix://{tmp_path}/none.sock") as stores,
+        open_redis_stores("redis://127.0.0.1:1") as other,
+    ):
         for call in (
             lambda: stores.cache.get("a"),
             lambda: other.cache.set("a", 1, 60.0),
@@ -188,9 +199,8 @@ async def test_whoever_hangs_up_during_the_handshake_is_no_server(prefix: str) -
 
     seen: list[bool] = []
     async with trio.open_nursery() as nursery:
-        listeners: list[trio.SocketListener] = await nursery.start(
-            lambda task_status: trio.serve_tcp(hang_up, 0, host="127.0.0.1", task_status=task_status)
-        )
+        serve = partial(trio.serve_tcp, hang_up, 0, host="127.0.0.1")
+        listeners: list[trio.SocketListener] = await nursery.start(serve)
         port = listeners[0].socket.getsockname()[1]
         async with open_redis_stores(f"redis://127.0.0.1:{port}") as stores:
             for how in ("EndOfStream", "Connection lost"):
@@ -219,9 +229,7 @@ def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
     public, private = folder / "cert.pem", folder / "key.pem"
     public.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(public, private)
@@ -246,11 +254,8 @@ async def test_tls(server: Server, prefix: str, tmp_path: Path) -> None:
             pumps.start_soon(pump, inner, stream)
 
     async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(
-            lambda task_status: trio.serve_ssl_over_tcp(
-                forward, 0, context, host="127.0.0.1", https_compatible=True, task_status=task_status
-            )
-        )
+        serve = partial(trio.serve_ssl_over_tcp, forward, 0, context, host="127.0.0.1", https_compatible=True)
+        listeners = await nursery.start(serve)
         port = listeners[0].transport_listener.socket.getsockname()[1]
         async with open_redis_stores(f"rediss://127.0.0.1:{port}?ssl_ca_certs={public}", prefix=prefix) as stores:
             await stores.cache.set("a", 1, 60.0)
@@ -324,7 +329,7 @@ async def test_no_answer_within_five_seconds_is_a_store_error(
 
         async def get() -> None:
             started = trio.current_time()
-            with pytest.raises(StoreError, match="no answer within 5 s|Connection lost"):
+            with pytest.raises(StoreError, match=r"no answer within 5 s|Connection lost"):
                 await stores.cache.get("a")
             assert trio.current_time() - started == pytest.approx(5.0)
 
@@ -361,7 +366,7 @@ async def test_a_server_that_forgets_its_scripts_gets_them_again(server: Server,
 async def test_what_the_server_refuses_is_a_store_error(server: Server, prefix: str) -> None:
     server.ask("LPUSH", f"{prefix}c:a", "x")
     async with open_redis_stores(server.url, prefix=prefix) as stores:
-        with pytest.raises(StoreError, match="WRONGTYPE|wrong kind"):
+        with pytest.raises(StoreError, match=r"WRONGTYPE|wrong kind"):
             await stores.cache.get("a")
         await stores.cache.set("b", 1, 60.0)
         assert await stores.cache.get("b") == 1

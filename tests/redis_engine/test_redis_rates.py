@@ -9,8 +9,7 @@ from uuid import uuid4
 
 import pytest
 import trio
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from trio_renew import AdaptiveConfig, RateLimitConfig
 from trio_renew._policy.capacity import capacity_of
@@ -253,9 +252,7 @@ async def test_the_server_divides_as_the_formula_does(
     if works:
         fill(server, f"{prefix}ab:a", *(now - age * 1_000_000 for age in works))
     limits = RateLimitConfig(limit=limit, window=60.0)
-    async with open_redis_stores(
-        server.url, prefix=prefix, default_config=limits, adaptive_config=config
-    ) as stores:
+    async with open_redis_stores(server.url, prefix=prefix, default_config=limits, adaptive_config=config) as stores:
         status = await stores.adaptive.get_status("a")
     known = [-age - 0.5 for age in works if age < monitoring]
     wanted = capacity_of(limit, [-age - 0.5 for age in users], known, 0.0, config)
@@ -306,7 +303,9 @@ async def test_users_borrow_and_the_background_does_not(server: Server, prefix: 
             await limits.acquire("a", "nobody")  # type: ignore[arg-type]
 
 
-async def test_paused_or_without_a_share_the_background_waits_for_the_next_division(server: Server, prefix: str) -> None:
+async def test_paused_or_without_a_share_the_background_waits_for_the_next_division(
+    server: Server, prefix: str
+) -> None:
     config = RateLimitConfig(limit=100, window=5.0)
     async with open_redis_stores(server.url, prefix=prefix, default_config=config) as stores:
         now = microseconds()
@@ -323,9 +322,7 @@ async def test_paused_or_without_a_share_the_background_waits_for_the_next_divis
 async def test_how_long_users_are_quiet_is_remembered(server: Server, prefix: str) -> None:
     adaptive = AdaptiveConfig(monitoring_window=0.02, sustained_inactivity_threshold=0.05, recalculation_interval=0.001)
     config = RateLimitConfig(limit=10, window=0.02)
-    async with open_redis_stores(
-        server.url, prefix=prefix, default_config=config, adaptive_config=adaptive
-    ) as stores:
+    async with open_redis_stores(server.url, prefix=prefix, default_config=config, adaptive_config=adaptive) as stores:
         await stores.adaptive.acquire("a", "user")
         await trio.sleep(0.06)
         await stores.adaptive.cleanup()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,6 +21,9 @@ __all__ = ("Item", "What", "item_of", "read_items", "write_items")
 What: TypeAlias = Literal["key", "tag", "all"]
 #: A name, what is dropped, and the JSON text of the key.
 Item: TypeAlias = tuple[str, What, str]
+
+
+_WHAT: tuple[What, ...] = ("key", "tag", "all")
 
 
 class _Inexact(Exception):
@@ -55,9 +58,9 @@ def _written(key: object) -> object:
     raise _Inexact
 
 
-def _read(written: Any) -> object:
+def _read(written: object) -> object:
     if isinstance(written, list):
-        return tuple(_read(part) for part in cast("list[Any]", written))
+        return tuple(_read(part) for part in cast("list[object]", written))
     if isinstance(written, dict):
         ((kind, text),) = cast("dict[str, str]", written).items()
         data = b64decode(text, validate=True)
@@ -86,6 +89,7 @@ def read_items(message: bytes) -> tuple[str, list[tuple[str, What, object]]]:
 
 
 def _what(what: object) -> What:
-    if what in ("key", "tag", "all"):
-        return cast("What", what)
+    for known in _WHAT:
+        if what == known:
+            return known
     raise ValueError(f"what must be 'key', 'tag' or 'all', not {what!r}")

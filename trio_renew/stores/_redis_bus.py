@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .._owner import Owner
     from ..abc import Listener
     from ._bus_messages import Item, What
-    from ._redis_link import Address
+    from ._redis_address import Address
 
 __all__ = ("RedisBus",)
 

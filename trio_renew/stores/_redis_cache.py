@@ -166,9 +166,7 @@ class RedisCacheStore(Generic[T]):
     async def get_stats(self) -> CacheStats:
         """Count what is kept. Looks at every key of the server."""
         entries = await self._describe()
-        return CacheStats(
-            total_items=len(entries), expired=0, total_bytes=sum(entry.size or 0 for entry in entries)
-        )
+        return CacheStats(total_items=len(entries), expired=0, total_bytes=sum(entry.size or 0 for entry in entries))
 
     async def cleanup(self) -> int:
         """Take what has expired out of the tags; says how often. The server itself drops the entries."""

@@ -11,12 +11,12 @@ Invariants:
 
 from __future__ import annotations
 
-from ._redis_scripts import _NOW, Script
+from ._redis_scripts import NOW, Script
 
 __all__ = ("ADAPTIVE", "COOL", "COOLDOWN", "COOLDOWNS", "COUNT", "PLAIN", "TIDY", "WIPE")
 
 _WINDOW = (
-    _NOW
+    NOW
     + """
 local function look(key, span)
   -- What seems to come from the future, because the clock was set back, is dated now.
@@ -144,7 +144,8 @@ local function shares()
   local share, paused, reason = divide()
   share = math.min(limit, math.max(0, whole(share)))
   local flag = paused and '1' or '0'
-  call('HSET', division, 'config', ARGV[2] .. ARGV[6], 'at', int(now), 'users', int(share), 'paused', flag, 'reason', reason)
+  call('HSET', division, 'config', ARGV[2] .. ARGV[6], 'at', int(now))
+  call('HSET', division, 'users', int(share), 'paused', flag, 'reason', reason)
   expire(division, interval)
   return share, paused, reason, now
 end
@@ -191,7 +192,7 @@ return 1
 
 #: cooldown | until: the later one stays
 COOL = Script(
-    _NOW
+    NOW
     + _COOLING
     + """
 local till = tonumber(ARGV[1])
@@ -204,7 +205,7 @@ return 1
 
 #: cooldown: until; 0 for none
 COOLDOWN = Script(
-    _NOW
+    NOW
     + _COOLING
     + """
 local left = cooling(KEYS[1])
@@ -214,7 +215,7 @@ return int(left > 0 and now + left or 0)
 
 #: window, division or cooldown ... | stamp: what was counted, decided or set until then
 WIPE = Script(
-    _NOW
+    NOW
     + """
 local count, last = 0, tonumber(ARGV[1])
 for _, key in ipairs(KEYS) do
@@ -235,7 +236,7 @@ return count
 
 #: window ... | span ...: now, then how many are in each window
 COUNT = Script(
-    _NOW
+    NOW
     + """
 local rows = {int(now)}
 for i, key in ipairs(KEYS) do rows[i + 1] = call('ZCOUNT', key, '(' .. int(now - ARGV[i]), '+inf') end
@@ -245,7 +246,7 @@ return rows
 
 #: cooldown ...: now, then when each ends; 0 for none
 COOLDOWNS = Script(
-    _NOW
+    NOW
     + _COOLING
     + """
 local rows = {int(now)}
@@ -259,7 +260,7 @@ return rows
 
 #: window ...: what has left the longest window; the newest stays: an adaptive limit asks how long users are quiet
 TIDY = Script(
-    _NOW
+    NOW
     + """
 local count = 0
 for _, key in ipairs(KEYS) do

@@ -19,108 +19,27 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import trio
-from anyio import aclose_forcefully, connect_tcp, connect_unix
 from anyio.abc import SocketAttribute, TaskStatus
-from coredis import Redis
-from coredis.connection import BaseConnection, TCPLocation, UnixDomainSocketLocation
-from coredis.exceptions import AuthorizationError, NoScriptError
-from coredis.exceptions import ConnectionError as LostError
-from coredis.pool import ConnectionPool
+from coredis.connection import BaseConnection
+from coredis.exceptions import AuthorizationError, ConnectionError as LostError, NoScriptError
 from trio.lowlevel import enable_ki_protection
 
 from .._errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from anyio.abc import ByteStream
 
     from .._owner import Owner
+    from ._redis_address import Address
     from ._redis_scripts import Script
 
-__all__ = ("PATIENCE", "Address", "Link", "address_of")
+__all__ = ("PATIENCE", "Link")
 
 #: Seconds that a call may take.
 PATIENCE = 5.0
-
-
-@attrs.frozen
-class Address:
-    """Where a server is, and how one talks to it. Its text shows no password."""
-
-    location: TCPLocation | UnixDomainSocketLocation = attrs.field(repr=str)
-    tls: Any = attrs.field(repr=False)
-    settings: Mapping[str, Any] = attrs.field(repr=False)
-
-    async def connect(self) -> ByteStream:
-        """Make a connection to a server that answers.
-
-        Raises:
-          Exception: It cannot be made.
-        """
-        stream = await self._open()
-        try:
-            # A handshake of coredis that is cut off is logged with a long traceback. A server that hangs hangs here;
-            # the answer may well be that one has to say who one is.
-            await stream.send(b"PING\r\n")
-            while not (await stream.receive()).endswith(b"\n"):
-                pass
-        except BaseException:
-            await aclose_forcefully(stream)
-            raise
-        return stream
-
-    async def _open(self) -> ByteStream:
-        if isinstance(self.location, UnixDomainSocketLocation):
-            return await connect_unix(self.location.path)
-        host, port = self.location.host, self.location.port
-        if self.tls is None:
-            return await connect_tcp(host, port)
-        return await connect_tcp(host, port, tls=True, ssl_context=self.tls, tls_standard_compatible=False)
-
-
-# Of a client's settings those that say who talks to which database; the others are about its own pool.
-_SETTINGS = ("username", "password", "credential_provider", "db", "client_name", "noevict", "notouch")
-_SCHEMES = {"redis": "redis", "rediss": "rediss", "unix": "unix", "valkey": "redis", "valkeys": "rediss"}
-
-
-def address_of(url_or_client: object) -> Address:
-    """Take a URL, or the address and the settings of a client.
-
-    Raises:
-      TypeError: It is neither.
-      ValueError: The URL is none for a server. It is not shown: it may hold a password.
-    """
-    if isinstance(url_or_client, str):
-        pool, wrong = _pool_of(url_or_client), ValueError("url_or_client must name a host or a socket")
-    elif isinstance(url_or_client, Redis):
-        pool = url_or_client.connection_pool
-        wrong = TypeError(f"url_or_client must be a client of one server, and {pool!r} is not the pool of one")
-    else:
-        raise TypeError(f"url_or_client must be a URL or a coredis.Redis client, not {url_or_client!r}")
-    location = pool.location
-    if type(pool) is not ConnectionPool or not isinstance(location, TCPLocation | UnixDomainSocketLocation):
-        raise wrong
-    given: dict[str, Any] = dict(pool.connection_kwargs)
-    return Address(location, given.get("ssl_context"), {name: given[name] for name in _SETTINGS if name in given})
-
-
-def _pool_of(url: str) -> ConnectionPool[Any]:
-    scheme, found, rest = url.partition("://")
-    known = _SCHEMES.get(scheme)
-    if not found or known is None:
-        raise ValueError(f"url_or_client must start with redis://, rediss:// or unix://, not {scheme[:20]!r}")
-    if known == "rediss" and "ssl_check_hostname=" not in rest and "ssl_cert_reqs=none" not in rest:
-        # coredis would take any certificate that a known authority has signed, for whichever host.
-        rest += ("&" if "?" in rest else "?") + "ssl_check_hostname=true"
-    try:
-        return ConnectionPool.from_url(f"{known}://{rest}", decode_components=True)
-    except Exception as error:
-        # The text of the error may quote the URL; its chain too.
-        kind = type(error).__name__
-    raise ValueError(f"url_or_client is no URL of a server ({kind}); right is redis://user:password@host:6379/0")
 
 
 class _Connection(BaseConnection):
@@ -139,6 +58,12 @@ class _Connection(BaseConnection):
 
     def describe(self) -> str:
         return f"{type(self).__name__}<{self.location}>"
+
+    def request(self, command: Sequence[bytes | int], patience: float | None = None) -> Awaitable[Any]:
+        """Send a command; awaiting what this gives is waiting for the answer."""
+        name, *args = command
+        assert isinstance(name, bytes)
+        return self.create_request(name, *args, decode=False, timeout=patience)
 
     def alive(self) -> bool:
         """Say whether the server has, as far as one can know, not hung up."""
@@ -257,9 +182,7 @@ class Link:
             raise StoreError(f"{self!r}: the connection is lost")
         return await self._ask(connection, PATIENCE, command)
 
-    async def run(
-        self, script: Script, keys: Sequence[bytes], *args: bytes | int, channel: bytes | None = None
-    ) -> Any:
+    async def run(self, script: Script, keys: Sequence[bytes], *args: bytes | int, channel: bytes | None = None) -> Any:
         """Run a script: one round trip, and at least one checkpoint.
 
         Args:
@@ -285,7 +208,7 @@ class Link:
 
     async def _ask(self, connection: _Connection, patience: float, command: tuple[bytes | int, ...]) -> Any:
         try:
-            return await connection.create_request(*command, decode=False, timeout=patience)
+            return await connection.request(command, patience)
         except NoScriptError:
             raise
         except Exception as error:
@@ -301,7 +224,7 @@ class Link:
         """Run a script over the open connection, if there is one, without waiting for the answer."""
         connection = self._connection
         if connection is not None and connection.usable:
-            connection.create_request(*_evaluation(connection, script, keys, args), decode=False)
+            connection.request(_evaluation(connection, script, keys, args))
 
     def unsubscribe(self, channel: bytes) -> None:
         """Hear nothing more of a channel."""
@@ -413,7 +336,8 @@ class Link:
 
     async def _listen(self, connection: _Connection) -> None:
         with trio.CancelScope(shield=True), suppress(LostError):
-            async with aclosing(connection.push_messages) as messages:
+            pushed: AsyncGenerator[list[Any], None] = connection.push_messages
+            async with aclosing(pushed) as messages:
                 async for message in messages:
                     if message[0] == b"message":
                         self._heard(message[1], message[2])

@@ -71,7 +71,9 @@ class _Rates:
     async def reset(self, resource: str) -> None:
         """Forget what is counted for this resource; its config and its cooldown stay. One round trip."""
         check_text("resource", resource)
-        await self._room.link.call(b"DEL", *(self._room.key(kind, resource) for kind in (*self._windows, *self._others)))
+        await self._room.link.call(
+            b"DEL", *(self._room.key(kind, resource) for kind in (*self._windows, *self._others))
+        )
 
     async def set_cooldown(self, resource: str, until: float) -> None:
         """Refuse everything for this resource until that instant. One round trip.

@@ -78,7 +78,8 @@ class Room:
         Returns:
           The instant of the last answer, and the names with their rows.
         """
-        now, rows = b"0", []
+        now = b"0"
+        rows: list[tuple[str, Any]] = []
         for batch in batches(names):
             now, *found = await self.link.run(script, [self.key(kind, name) for name in batch])
             rows += zip(batch, found, strict=True)

@@ -32,27 +32,42 @@ from __future__ import annotations
 
 import hashlib
 
-import attrs
+__all__ = (
+    "CLOCK",
+    "DELETE",
+    "DESCRIBE_ENTRIES",
+    "DESCRIBE_JOBS",
+    "DROP",
+    "EXTEND",
+    "INVALIDATE",
+    "LOOK",
+    "NOW",
+    "REGISTER",
+    "RELEASE",
+    "SET",
+    "SETTLE",
+    "TIDY_TAGS",
+    "WIPE_ENTRIES",
+    "WIPE_JOBS",
+    "WIPE_OUTCOMES",
+    "Script",
+)
 
-__all__ = ("Script",)
 
-
-@attrs.frozen(eq=False)
 class Script:
     """A script's text and the digest that a server knows it by."""
 
-    text: bytes = attrs.field(converter=lambda text: text.encode())
-    digest: bytes = attrs.field(init=False)
+    __slots__ = ("digest", "text")
 
-    @digest.default
-    def _digest(self) -> bytes:
+    def __init__(self, text: str) -> None:
+        self.text = text.encode()
         # The name that the server gives it; nothing is protected by it.
-        return hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
+        self.digest = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
 
 
 # Servers before 7.0 write scripts to their replicas instead of effects, unless told otherwise, and then refuse to
 # write after a look at the clock.
-_NOW = """
+NOW = """
 if redis.replicate_commands then redis.replicate_commands() end
 local call = redis.call
 local function int(n) return string.format('%.0f', n) end
@@ -61,7 +76,7 @@ local now = clock[1] * 1000000 + clock[2]
 """
 
 _STAMP = (
-    _NOW
+    NOW
     + """
 local stamp = string.format('%016.0f', now)
 """
@@ -120,11 +135,11 @@ return 1
 )
 
 #: entry, prefix of tags | hash
-DELETE = Script(_NOW + _UNTAG + "untag(KEYS[1], ARGV[1], KEYS[2])\nreturn call('DEL', KEYS[1])")
+DELETE = Script(NOW + _UNTAG + "untag(KEYS[1], ARGV[1], KEYS[2])\nreturn call('DEL', KEYS[1])")
 
 #: entry, prefix of tags | hash, data: the same, if the entry still holds just this
 DROP = Script(
-    _NOW
+    NOW
     + _UNTAG
     + """
 if call('GET', KEYS[1]) ~= ARGV[2] then return 0 end
@@ -135,7 +150,7 @@ return call('DEL', KEYS[1])
 
 #: prefix of tags, prefix of entries | tag ...
 INVALIDATE = Script(
-    _NOW
+    NOW
     + _UNTAG
     + """
 local count = 0
@@ -159,7 +174,7 @@ return count
 
 #: prefix of tags, entry ... | stamp, hash ...: those that are not newer than the stamp
 WIPE_ENTRIES = Script(
-    _NOW
+    NOW
     + _UNTAG
     + """
 local count = 0
@@ -189,7 +204,7 @@ return rows
 
 #: tag ...: what has expired leaves its tags
 TIDY_TAGS = Script(
-    _NOW
+    NOW
     + """
 local count = 0
 for _, key in ipairs(KEYS) do

@@ -18,10 +18,11 @@ from .._owner import Owner, hosting, owning
 from .._policy.capacity import AdaptiveConfig, RateLimitConfig
 from .._storage import JsonCodec
 from ._common import Options, Stores
+from ._redis_address import address_of
 from ._redis_bus import RedisBus
 from ._redis_cache import RedisCacheStore
 from ._redis_dedupe import RedisDedupeStore
-from ._redis_link import Link, address_of
+from ._redis_link import Link
 from ._redis_rates import RedisAdaptiveRateLimitStore, RedisRateLimitStore
 from ._redis_room import Room
 
@@ -61,11 +62,11 @@ async def open_redis_stores(
     url_or_client: str | Redis[Any],
     *,
     prefix: str = "trio_renew:",
-    codec: Codec[Any] = JsonCodec(),  # noqa: B008 - it has no state
+    codec: Codec[Any] = JsonCodec(),
     max_entry_size_bytes: int | None = None,
     lease: float = 10.0,
     default_config: RateLimitConfig = RateLimitConfig(limit=60, window=60.0),
-    resource_configs: Mapping[str, RateLimitConfig] = {},  # noqa: B006 - never changed
+    resource_configs: Mapping[str, RateLimitConfig] = {},
     adaptive_config: AdaptiveConfig = AdaptiveConfig(),
 ) -> AsyncGenerator[RedisStores[Any], None]:
     """Open a cache, a dedupe store and two rate limits on a server.
@@ -114,15 +115,17 @@ async def open_redis_stores(
     owner = Owner("redis stores", None, None)
 
     def heard(channel: bytes, message: bytes) -> None:
-        stores.dedupe.heard(channel, message)
+        dedupe.heard(channel, message)
 
     def lost() -> None:
-        stores.dedupe.look_again()
+        dedupe.look_again()
 
     room = Room(owner, Link(owner, address, home, heard=heard, lost=lost), prefix, options)
-    stores: RedisStores[Any] = Stores(
-        cache=RedisCacheStore(room),
-        dedupe=RedisDedupeStore(room),
+    cache: RedisCacheStore[Any] = RedisCacheStore(room)
+    dedupe: RedisDedupeStore[Any] = RedisDedupeStore(room)
+    stores = Stores(
+        cache=cache,
+        dedupe=dedupe,
         rate_limit=RedisRateLimitStore(room),
         adaptive=RedisAdaptiveRateLimitStore(room),
     )
