@@ -61,13 +61,31 @@ def _redact_kept(text: str, *, cut: bool) -> str:
     return _JWT.sub(REDACTED, text)
 
 
-def redact(text: str) -> str:
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """Give the first 500 characters of a text, without what looks like a credential.
 
     That is: what follows ``Bearer``, ``token=``, ``secret=``, ``password=`` and ``key=``, in upper or lower case, up
     to white space, a comma, a semicolon, ``&`` or a quote; user info in URLs; JSON Web Tokens.
+
+    Args:
+      text: The text, of any length.
+      secrets: Texts that must not be seen either; empty ones are ignored.
     """
-    return _redact_kept(text[:_KEPT], cut=len(text) > _KEPT)
+    pattern, longest = _pattern(secrets)
+    kept, cut = text[:_KEPT], len(text) > _KEPT
+    if pattern is not None:
+        # A secret may begin before the cut and end after it.
+        seen = text[: _KEPT + longest]
+        pieces: list[str] = []
+        position = 0
+        for found in pattern.finditer(seen):
+            if found.start() >= _KEPT:
+                break
+            pieces += (seen[position : found.start()], REDACTED)
+            position = found.end()
+        pieces.append(seen[position:_KEPT])
+        kept = "".join(pieces)
+    return _redact_kept(kept, cut=cut)
 
 
 def secret_texts(value: object) -> list[str]:
@@ -147,19 +165,5 @@ def describe_error(error: BaseException, secrets: Iterable[str] = ()) -> str:
         text = str(error)
     except Exception as failure:
         return f"{name}: <its text cannot be read: {type(failure).__name__}>"
-    pattern, longest = _pattern(secrets)
-    kept, cut = text[:_KEPT], len(text) > _KEPT
-    if pattern is not None:
-        # A secret may begin before the cut and end after it.
-        seen = text[: _KEPT + longest]
-        pieces: list[str] = []
-        position = 0
-        for found in pattern.finditer(seen):
-            if found.start() >= _KEPT:
-                break
-            pieces += (seen[position : found.start()], REDACTED)
-            position = found.end()
-        pieces.append(seen[position:_KEPT])
-        kept = "".join(pieces)
-    kept = _redact_kept(kept, cut=cut)[:_KEPT]
+    kept = redact(text, secrets)[:_KEPT]
     return f"{name}: {kept}" if kept else name

@@ -1,0 +1,1 @@
+"""Adapters to other libraries. Each module imports its optional dependency, and nothing imports them."""
