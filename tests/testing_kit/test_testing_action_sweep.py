@@ -118,7 +118,7 @@ def test_a_lambda_that_returns_a_coroutine_is_an_async_action():
         await trio.sleep(0.5)
         seen.append(trio.current_time())
 
-    do_at_every_checkpoint(two_sleeps, lambda: action())  # noqa: PLW0108
+    do_at_every_checkpoint(two_sleeps, lambda: action())
     assert seen == [0.5, 1.5, 2.5]
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import signal
 import threading
 import time
 
@@ -14,11 +15,11 @@ from trio_renew.testing import (
     ScriptedFetch,
     SweepFailure,
     SweepReport,
+    _runs as runs,
+    _sweeps as sweeps,
     cancel_at_every_checkpoint,
     victim,
 )
-from trio_renew.testing import _runs as runs
-from trio_renew.testing import _sweeps as sweeps
 
 
 def line_of(function, text):
@@ -152,7 +153,7 @@ def test_a_run_that_goes_on_for_ever_is_found(monkeypatch):
         cache = await flagged()
         await cache.get()
 
-    with pytest.raises(SweepFailure, match="never ends: it has made 1[0-9]+ steps") as caught:
+    with pytest.raises(SweepFailure, match=r"never ends: it has made 1[0-9]+ steps") as caught:
         cancel_at_every_checkpoint(scenario)
     assert caught.value.step == 2
     assert caught.value.place == line_of(FlaggedCache.get, "await trio.sleep(3)")
@@ -368,7 +369,9 @@ async def shielded():
 
 
 @pytest.mark.parametrize(
-    "scenario", [trios_lock, trios_channel, trios_event_and_nursery, trios_condition, shielded], ids=lambda function: function.__name__
+    "scenario",
+    [trios_lock, trios_channel, trios_event_and_nursery, trios_condition, shielded],
+    ids=lambda function: function.__name__,
 )
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_nothing_is_found_in_sound_code(scenario, seed):
@@ -472,7 +475,7 @@ def test_a_lambda_that_returns_a_coroutine_is_awaited():
         await trio.sleep(1)
         return "done"
 
-    cancel_at_every_checkpoint(lambda: work(), lambda result: note(result))  # noqa: PLW0108
+    cancel_at_every_checkpoint(lambda: work(), lambda result: note(result))
     assert seen == ["done", None, None, "done"]
 
 
@@ -780,9 +783,11 @@ def test_a_task_that_ignores_everything_is_torn_down():
         with victim():
             await pool.use()
         ends = 0
-        while ends < 200:
+        # It outlives all cancellations, and what is raised in it then.
+        while ends < 65:
             try:
-                await pool.use()
+                with trio.CancelScope(shield=ends % 2 > 0):
+                    await pool.use()
                 break
             except BaseException:
                 ends += 1
@@ -807,6 +812,106 @@ def test_a_task_that_spins_and_ignores_cancellation_is_torn_down(monkeypatch):
     with pytest.raises(SweepFailure, match="it has made") as caught:
         cancel_at_every_checkpoint(scenario)
     assert caught.value.step == 0
+
+
+def test_a_task_that_shields_itself_again_and_again_is_torn_down():
+    async def scenario():
+        pool = LeakyPool()
+        with victim():
+            await pool.use()
+        while True:
+            with trio.CancelScope(shield=True):
+                try:
+                    await pool.use()
+                    break
+                except trio.Cancelled:  # noqa: ASYNC103
+                    pass
+
+    with pytest.raises(SweepFailure, match="nobody can go on") as caught:
+        cancel_at_every_checkpoint(scenario)
+    assert caught.value.step == 1
+
+
+def test_a_wait_that_cannot_be_aborted_is_torn_down():
+    async def scenario():
+        with victim() as scope:
+            await trio.sleep(1)
+        if scope.cancelled_caught:
+            await trio.lowlevel.wait_task_rescheduled(lambda raise_cancel: trio.lowlevel.Abort.FAILED)
+
+    with pytest.raises(SweepFailure, match="nobody can go on") as caught:
+        cancel_at_every_checkpoint(scenario)
+    assert caught.value.step == 0
+
+
+def test_a_task_that_spins_from_its_first_step_is_torn_down(monkeypatch):
+    monkeypatch.setattr(sweeps, "SPARE_STEPS", 0)
+
+    async def scenario():
+        with victim() as scope:
+            await trio.sleep(1)
+        if scope.cancelled_caught:
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as nursery:
+
+                    async def again():
+                        nursery.start_soon(again)
+
+                    nursery.start_soon(again)
+
+    with pytest.raises(SweepFailure, match="it has made"):
+        cancel_at_every_checkpoint(scenario)
+
+
+async def test_a_deadline_is_waited_for(autojump_clock):
+    run = runs.Run(five_steps, None)
+    with trio.move_on_after(5):
+        await trio.lowlevel.checkpoint()
+        run.stuck(runs._Probe.PATIENT_ROUNDS)
+        assert run.endless is None
+        # Unless the clock does not come nearer to it.
+        run.stuck(100)
+        assert run.endless == "it never ends: nobody can go on"
+
+
+def test_a_victim_that_only_later_runs_have():
+    made = []
+
+    async def scenario():
+        made.append(None)
+        with contextlib.ExitStack() as stack:
+            if len(made) > 1:
+                stack.enter_context(victim())
+            await trio.sleep(1)
+
+    # The first run has made the whole scenario the victim.
+    assert cancel_at_every_checkpoint(scenario).steps == 1
+
+
+def test_an_interrupt_that_is_still_pending_at_the_end_leaves():
+    @trio.lowlevel.enable_ki_protection
+    async def scenario():
+        await trio.sleep(1)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        cancel_at_every_checkpoint(scenario)
+
+
+def test_a_cancelled_of_long_ago_is_a_finding():
+    async def scenario():
+        kept = []
+        with victim() as scope:
+            try:
+                await trio.sleep(1)
+            except trio.Cancelled as error:
+                kept.append(error)
+                raise
+        if scope.cancelled_caught:
+            raise kept[0]
+
+    with pytest.raises(SweepFailure, match="the run raised Cancelled"):
+        cancel_at_every_checkpoint(scenario)
 
 
 def test_a_thread_may_still_wake_a_run():

@@ -86,7 +86,7 @@ async def test_a_clock_of_whole_seconds(autojump_clock):
 
 
 async def test_a_clock_that_stands_is_an_error(autojump_clock):
-    with pytest.raises(RuntimeError, match="stands at 100.0 while Trio's goes on"):
+    with pytest.raises(RuntimeError, match=r"stands at 100\.0 while Trio's goes on"):
         await until(Provider(due_at=105.0, clock=lambda: 100.0), "due")
 
 

@@ -5,18 +5,12 @@ Invariant: a claim is in ``_parked`` from the moment it is counted until it is l
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol, final
+from collections.abc import Container, Iterable
+from typing import Final, final
 
 import trio
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 __all__ = ("Handoff", "all_claims")
-
-
-class _Claims(Protocol):
-    def __contains__(self, number: object, /) -> bool: ...
 
 
 @final
@@ -32,6 +26,10 @@ class _AllClaims:
 
 #: For `Handoff`: park every claim.
 all_claims: Final = _AllClaims()
+
+
+def _is_collection(given: object) -> bool:
+    return isinstance(given, (Container, Iterable))
 
 
 class Handoff:
@@ -56,12 +54,10 @@ class Handoff:
             handoff.release()
     """
 
-    def __init__(self, hold: _Claims | Iterable[int] = all_claims) -> None:
-        if not hasattr(hold, "__contains__"):
-            if isinstance(hold, int) or not hasattr(hold, "__iter__"):
-                raise TypeError(f"Handoff(hold=...): the numbers of the claims to park, such as {{2}}, not {hold!r}")
-            hold = frozenset(hold)
-        self._hold: _Claims = hold
+    def __init__(self, hold: Container[int] | Iterable[int] = all_claims) -> None:
+        if not _is_collection(hold):
+            raise TypeError(f"Handoff(hold=...): the numbers of the claims to park, such as {{2}}, not {hold!r}")
+        self._hold: Container[int] = hold if isinstance(hold, Container) else frozenset(hold)
         self._parked: dict[int, trio.Event] = {}
         self._arrivals = trio.lowlevel.ParkingLot()
         self.claims = 0

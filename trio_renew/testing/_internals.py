@@ -13,12 +13,13 @@ import gc
 import importlib
 import random
 import threading
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+import outcome
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
 # Trio has no public way to make its scheduler deterministic; this is the one that its own test support uses.
 _trio_run: Any = importlib.import_module("trio._core._run")
@@ -27,7 +28,7 @@ _one_at_a_time = threading.Lock()
 
 
 @contextlib.contextmanager
-def borrowed_state(caller: str) -> Iterator[Callable[[int], None]]:
+def borrowed_state(caller: str) -> Generator[Callable[[int], None], None, None]:
     """Make Trio's schedule and `random` seedable; gives the function that seeds both.
 
     Raises:
@@ -61,7 +62,7 @@ def borrowed_state(caller: str) -> Iterator[Callable[[int], None]]:
 
 
 @contextlib.contextmanager
-def without_gc() -> Iterator[None]:
+def without_gc() -> Generator[None, None, None]:
     """Keep the garbage collector out: where it strikes depends on the rest of the process, not on the scenario."""
     collecting = gc.isenabled()
     gc.disable()
@@ -85,34 +86,30 @@ def living_tasks() -> list[trio.lowlevel.Task]:
 def take_shields_down(tasks: list[trio.lowlevel.Task]) -> None:
     """Let a cancellation reach everybody, so that a run that is given up ends."""
     for task in tasks:
-        status: Any = task._cancel_status
+        inside: Any = task
+        status = inside._cancel_status
         while status is not None:
             status._scope.shield = False
             status = status.parent
 
 
 def throw_into(task: trio.lowlevel.Task, kind: type[BaseException]) -> None:
-    """Raise something in a task that is blocked and does not answer to cancellation."""
-    blocked: Any = task
-    if blocked._abort_func is not None:
-
-        def raise_it() -> NoReturn:
-            raise kind
-
-        blocked._attempt_abort(raise_it)
+    """Raise something in a task that is about to leave a checkpoint, in place of what it would get there."""
+    inside: Any = task
+    if inside._next_send is not None:
+        inside._next_send = outcome.Error(kind())
 
 
 def bury(tasks: list[trio.lowlevel.Task]) -> None:
     """Close the tasks of a run that was torn down, innermost first, where nobody minds how they go."""
     for task in reversed(tasks):
-        for nursery in task.child_nurseries:
-            children: Any = nursery
-            children._children.clear()
+        nurseries: Any = task.child_nurseries
+        for nursery in nurseries:
+            nursery._children.clear()  # it would complain about them when it goes
         # It may answer with anything, and do so again.
         for _ in range(10):
             with contextlib.suppress(BaseException):
                 task.coro.close()
-                break
 
 
 def outside_may_wake_it() -> bool:

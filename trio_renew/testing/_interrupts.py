@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import inspect
 import signal
 import sys
 import threading
@@ -28,8 +27,8 @@ from ._runs import Run, nothing_but
 from ._sweeps import arguments, check_functions, check_number, raise_finding, steps_allowed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
-    from types import CodeType, FrameType
+    from collections.abc import Awaitable, Callable, Generator, Iterable
+    from types import FrameType
 
 __all__ = ("interrupt_at_every_line",)
 
@@ -164,7 +163,7 @@ class InterruptedRun(Run):
 
 
 @contextlib.contextmanager
-def _default_interrupts() -> Iterator[None]:
+def _default_interrupts() -> Generator[None, None, None]:
     # Trio deals with interrupts only where nobody else does.
     previous = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -175,10 +174,13 @@ def _default_interrupts() -> Iterator[None]:
 
 
 def _modules(within: ModuleType | Iterable[ModuleType]) -> list[ModuleType]:
-    given = [within] if isinstance(within, ModuleType) or not hasattr(within, "__iter__") else list(within)
-    for module in given:
+    given: list[ModuleType] = []
+    # What is no iterable is one module, or wrong.
+    modules: Any = within if hasattr(within, "__iter__") else (within,)
+    for module in modules:
         if not isinstance(module, ModuleType):
             raise TypeError(f"within: a module, or several of them, is needed (not its name), not {module!r}")
+        given.append(module)
     if not given:
         raise ValueError("within: at least one module is needed")
     return given

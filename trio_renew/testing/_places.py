@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-import sys
 from typing import TYPE_CHECKING
 
 import trio
@@ -36,7 +35,7 @@ def of_task(task: trio.lowlevel.Task) -> str | None:
 
 def of_caller() -> str | None:
     """Where the code stands that has called into the kit."""
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = inspect.currentframe()
     while frame is not None and not _is_users(frame.f_code.co_filename):
         frame = frame.f_back
     return None if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"

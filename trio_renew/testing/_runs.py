@@ -13,10 +13,9 @@ Invariants:
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import time
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any
 
 import trio
 import trio.testing
@@ -26,7 +25,6 @@ from ._report import TwoVictims
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from types import TracebackType
 
 #: How many steps an undisturbed run may take: what needs more is taken not to end.
 MOST_STEPS = 500_000
@@ -36,7 +34,8 @@ PATIENCE = 5.0
 _TELLINGS = 30
 _STEPS_TO_END = 200
 
-_current: trio.lowlevel.RunVar[Run] = trio.lowlevel.RunVar("trio_renew.testing.run")
+#: The run that is going on, for whoever is in it.
+current: trio.lowlevel.RunVar[Run] = trio.lowlevel.RunVar("trio_renew.testing.run")
 
 
 class NotAsync(TypeError):
@@ -47,18 +46,22 @@ class _TornDown(BaseException):
     """What is raised in tasks that do not answer to cancellation, and then by the clock, when nothing else helps."""
 
 
+def leaves(error: BaseException) -> list[BaseException]:
+    """What is in a group, and in the groups in it; an error by itself is all of it."""
+    group: Any = error
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for inner in group.exceptions for leaf in leaves(inner)]
+
+
 def leaves_as_itself(error: BaseException) -> bool:
     """Say whether an error is (or holds) what nobody but the user may deal with."""
-    if isinstance(error, BaseExceptionGroup):
-        return error.split((KeyboardInterrupt, SystemExit))[0] is not None
-    return isinstance(error, (KeyboardInterrupt, SystemExit))
+    return any(isinstance(inner, (KeyboardInterrupt, SystemExit)) for inner in leaves(error))
 
 
 def nothing_but(kind: type[BaseException], error: BaseException) -> bool:
     """Say whether an error is of this kind, or a group of nothing else."""
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(kind)[1] is None
-    return isinstance(error, kind)
+    return all(isinstance(inner, kind) for inner in leaves(error))
 
 
 def takes_an_argument(function: Callable[..., object]) -> bool:
@@ -70,17 +73,12 @@ def takes_an_argument(function: Callable[..., object]) -> bool:
     return True
 
 
-def _leave_alone(run: Run) -> None:
-    pass
-
-
 class Run:
     """One run of a scenario and its check.
 
     Args:
       scenario: An async function of no arguments.
       check: Called with what the scenario returned, if it takes an argument; sync or async; or None.
-      strike: What is done to the run at step `at`.
       at: The step, or None for an undisturbed run.
       whole: The whole scenario is the victim. An undisturbed run finds out by itself.
       most: How many steps of all tasks it may take.
@@ -91,7 +89,6 @@ class Run:
         scenario: Callable[[], Awaitable[object]],
         check: Callable[..., object] | None,
         *,
-        strike: Callable[[Run], None] = _leave_alone,
         at: int | None = None,
         whole: bool = True,
         most: int = MOST_STEPS,
@@ -113,7 +110,6 @@ class Run:
         self.endless: str | None = None
         self.tasks: set[trio.lowlevel.Task] = set()
         self.beside: trio.Nursery | None = None
-        self._strike = strike
         self._victims = 0
         self._victim_task: trio.lowlevel.Task | None = None
         self._outer = trio.CancelScope()
@@ -140,12 +136,13 @@ class Run:
         try:
             trio.run(self._main, clock=self._clock, instruments=[_Probe(self)])
         finally:
-            _internals.bury(self._left_behind)
+            # Only a run that was torn down leaves any.
+            _internals.bury([*self._left_behind, *self.tasks])
             self._left_behind.clear()
             self.tasks.clear()
 
     async def _main(self) -> None:
-        _current.set(self)
+        current.set(self)
         self._main_task = trio.lowlevel.current_task()
         self.tasks.add(self._main_task)
         with self._outer:
@@ -235,7 +232,11 @@ class Run:
     def _struck_at(self, place: str | None) -> None:
         self.struck = True
         self.place = place or _places.of_function(self.scenario)
-        self._strike(self)
+        self.strike()
+
+    def strike(self) -> None:
+        """What is done at the step: the victim is cancelled."""
+        self.scope.cancel()
 
     # A run that does not end
 
@@ -313,53 +314,6 @@ class _Probe(trio.abc.Instrument):
             self._run.stuck(self._rounds)
 
 
-class _Victim(contextlib.AbstractContextManager[trio.CancelScope, bool]):
-    __slots__ = ("_run", "_scope")
-
-    def __init__(self) -> None:
-        self._run: Run | None = None
-        self._scope = trio.CancelScope()
-
-    @trio.lowlevel.enable_ki_protection
-    def __enter__(self) -> trio.CancelScope:
-        # Outside of Trio there is no run either; the scope then says what is wrong.
-        run = self._run = _current.get(None) if trio.lowlevel.in_trio_run() else None
-        if run is not None:
-            run.announce_victim()
-        scope = self._scope.__enter__()
-        if run is not None:
-            run.enter_victim(scope)
-        return scope
-
-    @trio.lowlevel.enable_ki_protection
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
-    ) -> bool:
-        if self._run is not None:
-            self._run.leave_victim()
-        return self._scope.__exit__(kind, error, traceback)
-
-
-def victim() -> contextlib.AbstractContextManager[trio.CancelScope, bool]:
-    """Mark what a sweep cancels, as a context manager that gives its `trio.CancelScope`.
-
-    A scenario without one is cancelled as a whole. Outside of a sweep it is a plain cancel scope, so a scenario can
-    also be run by itself.
-
-    Raises:
-      RuntimeError: It is the second one in this run of a sweep.
-
-    Example::
-
-        async def scenario():
-            async with open_provider(fetch) as provider:
-                with victim():
-                    await provider.get()
-                await provider.get()      # must work, whatever was cancelled above
-    """
-    return _Victim()
-
-
 class ActingRun(Run):
     """A run whose strike is a function of the user's, in place of a cancellation."""
 
@@ -370,7 +324,7 @@ class ActingRun(Run):
         action: Callable[[], object],
         **options: Any,
     ) -> None:
-        super().__init__(scenario, check, strike=ActingRun._act, **options)
+        super().__init__(scenario, check, **options)
         self._action = action
 
     async def play(self) -> object:
@@ -382,10 +336,11 @@ class ActingRun(Run):
                 self.beside.cancel_scope.cancel()
         return result
 
-    def _act(self) -> None:
+    def strike(self) -> None:
+        """What is done at the step: the action is called, and started if it is async."""
         try:
             done = self._action()
-        except BaseException as error:  # noqa: BLE001  # it goes where the scenario's errors go
+        except BaseException as error:  # it goes where the scenario's errors go
             self.fail(error, "the action")
             return
         if inspect.isawaitable(done):
@@ -397,5 +352,5 @@ class ActingRun(Run):
             await action
         except trio.Cancelled:
             raise
-        except BaseException as error:  # noqa: BLE001  # the same
+        except BaseException as error:  # the same
             self.fail(error, "the action")

@@ -11,7 +11,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, TypeGuard
 
 import attrs
 import trio
@@ -98,10 +98,10 @@ class Stubborn:
 class _Call:
     wake: trio.Event = attrs.Factory(trio.Event)
     blocked: bool = False
-    error: BaseException | None = None
+    error: BaseException | type[BaseException] | None = None
 
 
-def _is_error_class(thing: object) -> bool:
+def _is_error_class(thing: object) -> TypeGuard[type[BaseException]]:
     return isinstance(thing, type) and issubclass(thing, BaseException)
 
 
@@ -113,7 +113,7 @@ def _give(outcome: object) -> object:
     if isinstance(outcome, BaseException):
         # The same instance may be raised by many calls: its traceback must not grow from call to call.
         raise outcome.with_traceback(None)
-    if isinstance(outcome, type) and issubclass(outcome, BaseException):
+    if _is_error_class(outcome):
         raise outcome
     return outcome
 
@@ -239,7 +239,7 @@ class ScriptedFetch:
                 call.wake.set()
                 return
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException | type[BaseException]) -> None:
         """Make the running call raise now, whatever its step says; of several the oldest. Without one: nothing.
 
         Args:
@@ -248,7 +248,8 @@ class ScriptedFetch:
         Raises:
           TypeError: `error` is no exception.
         """
-        if not isinstance(error, BaseException) and not _is_error_class(error):
+        given: object = error
+        if not isinstance(given, BaseException) and not _is_error_class(given):
             raise TypeError(f"fail(error): an exception is needed, not {error!r}")
         for call in self._live:
             if call.error is None:

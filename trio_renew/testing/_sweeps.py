@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from . import _internals, _places
 from ._report import MisusedVictim, SweepFailure, SweepReport, TwoVictims
-from ._runs import ActingRun, NotAsync, Run
+from ._runs import ActingRun, NotAsync, Run, leaves
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -50,9 +50,8 @@ def steps_allowed(undisturbed: Run) -> int:
 
 
 def _summary(error: BaseException) -> str:
-    inner = error
-    while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
-        inner = inner.exceptions[0]
+    found = leaves(error)
+    inner = found[0] if len(found) == 1 else error
     first_line = str(inner).partition("\n")[0][:300]
     return type(inner).__name__ + (f": {first_line}" if first_line else "")
 
@@ -129,8 +128,9 @@ def _sweep(
         step = 0
         while run_at(step, **options).struck:
             if step > limit:
+                steps = max(first.count, step)
                 raise SweepFailure(
-                    f"limit={limit} is reached: the scenario has {max(first.count, step)} steps or more", step=step, seed=seed
+                    f"limit={limit} is reached: the scenario has {steps} steps or more", step=step, seed=seed
                 )
             step += 1
         if step <= 1:
@@ -193,15 +193,9 @@ def cancel_at_every_checkpoint(
     check_functions(scenario=scenario, check=check)
 
     def make(**options: object) -> Run:
-        return Run(scenario, check, strike=_cancel, **options)  # type: ignore[arg-type]
+        return Run(scenario, check, **options)  # type: ignore[arg-type]
 
-    return _sweep(
-        "cancel_at_every_checkpoint", arguments(scenario, check), make, only=only, limit=limit, seed=seed
-    )
-
-
-def _cancel(run: Run) -> None:
-    run.scope.cancel()
+    return _sweep("cancel_at_every_checkpoint", arguments(scenario, check), make, only=only, limit=limit, seed=seed)
 
 
 def do_at_every_checkpoint(
@@ -213,7 +207,7 @@ def do_at_every_checkpoint(
     limit: int = 1000,
     seed: int = 0,
 ) -> SweepReport:
-    """Do something at each step of a scenario: `cancel_at_every_checkpoint` with an action in place of the cancellation.
+    """Do something at each step of a scenario: `cancel_at_every_checkpoint` with an action in place of its cancelling.
 
     Args:
       scenario: An async function of no arguments.
@@ -252,9 +246,7 @@ def do_at_every_checkpoint(
     def make(**options: object) -> Run:
         return ActingRun(scenario, check, action, **options)
 
-    return _sweep(
-        "do_at_every_checkpoint", arguments(scenario, action, check), make, only=only, limit=limit, seed=seed
-    )
+    return _sweep("do_at_every_checkpoint", arguments(scenario, action, check), make, only=only, limit=limit, seed=seed)
 
 
 def under_schedules(

@@ -34,6 +34,10 @@ def _clock_of(provider: object) -> Callable[[], float]:
     return wall_now if now is None else now
 
 
+def _is_finite(given: object) -> bool:
+    return isinstance(given, (int, float)) and not isinstance(given, bool) and math.isfinite(given)
+
+
 async def until(provider: _HasStatus, instant: Literal["due", "expiry"], offset: float = 0.0) -> None:
     """Sleep to an instant in the life of the value that a provider holds, exactly.
 
@@ -58,7 +62,7 @@ async def until(provider: _HasStatus, instant: Literal["due", "expiry"], offset:
     """
     if instant not in ("due", "expiry"):
         raise ValueError(f'until(instant): "due" or "expiry" is needed, not {instant!r}')
-    if isinstance(offset, bool) or not isinstance(offset, (int, float)) or not math.isfinite(offset):
+    if not _is_finite(offset):
         raise ValueError(f"until(offset): a finite number of seconds is needed, not {offset!r}")
     status = provider.status()
     at = status.due_at if instant == "due" else status.expires_at
