@@ -68,7 +68,10 @@ class State(enum.Enum):
 class Home(Protocol[T, H]):
     """What a flight asks of the resource or key it flies for. All but ``fetch`` and ``keep`` are synchronous."""
 
-    key: Hashable
+    @property
+    def key(self) -> Hashable:
+        """For events."""
+
     fetch_timeout: float
     cancel_when_left: bool
 

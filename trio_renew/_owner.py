@@ -68,7 +68,7 @@ def check_async_function(name: str, function: object) -> None:
         raise TypeError(f"{name} must be an async function, got a coroutine object: pass the function without calling it")
     if not callable(function):
         raise TypeError(f"{name} must be an async function of no arguments, got {type(function).__name__}")
-    inner = function
+    inner: Any = function
     while isinstance(inner, functools.partial):
         inner = inner.func
     generates = inspect.isasyncgenfunction(inner) or inspect.isgeneratorfunction(inner)
@@ -203,7 +203,8 @@ class Owner:
 
         ``work`` opens a shielded scope before its first checkpoint and ends soon after the owner has closed.
         """
-        self._context.run(self._nursery.start_soon, self._guard, work, name=f"{name} of {self.name or 'trio_renew'}")
+        label = f"{name} of {self.name or 'trio_renew'}"
+        self._context.run(lambda: self._nursery.start_soon(self._guard, work, name=label))
 
     @enable_ki_protection
     async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:

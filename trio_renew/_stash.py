@@ -2,9 +2,10 @@
 
 Invariants:
 
-* Calls run in the order in which they were asked for, each in a task of the owner's nursery, so that whoever asked may
-  leave. A ``clear`` asked for after a ``set`` therefore always has the last word.
-* A call *settles* (its askers go on) when it ends or after ``timeout`` seconds; the next call waits for its *end*.
+* Each call runs in a task of the owner's nursery, so that whoever asked may leave. Writes and clears run in the order in
+  which they were asked for: a ``clear`` asked for after a ``set`` always has the last word. The one read comes first,
+  or not at all.
+* A call *settles* (its askers go on) when it ends or after ``timeout`` seconds; the next one waits for its *end*.
 * What fails is reported once and raised nowhere. A KeyboardInterrupt or SystemExit crashes the owner.
 * Closing cancels a read; a write or a clear goes on within its bound, and nobody waits for it but the nursery.
 """
@@ -87,6 +88,7 @@ class Stash(Generic[T]):
 
     async def write(self, value: T, wanted: Callable[[], bool]) -> None:
         """Write a value down and wait for it; given up when it is no longer wanted at its turn."""
+        self.forget()
         call: _Call[T] = self._ask("set", value)
         call.wanted = wanted
         self._owner.start(lambda: self._run(call), "storage set")
@@ -111,7 +113,8 @@ class Stash(Generic[T]):
 
     def _ask(self, operation: str, *args: Any) -> _Call[T]:
         call: _Call[T] = _Call(operation, args, self._last)
-        self._last = call.ended
+        if operation != "get":  # nothing is read after a write, and nothing that is written waits for a read
+            self._last = call.ended
         return call
 
     async def _run_read(self, call: _Call[T], accept: Callable[[T], None]) -> None:
@@ -176,6 +179,8 @@ class Stash(Generic[T]):
         self._fail(call, StoreError(f"storage.{call.operation} took longer than {self._timeout:g} s"))
 
     def _fail(self, call: _Call[T], error: BaseException) -> None:
+        if call is self._read:
+            self.unread = False  # one attempt
         call.settled.set()
         if not (call.reported or call.dismissed):
             call.reported = True
