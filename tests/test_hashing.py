@@ -10,10 +10,10 @@ from collections import OrderedDict
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from trio_renew.stores._hashing import hash_request
+
 
 def hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

@@ -145,7 +145,9 @@ async def test_waiters_wake_at_once_and_at_the_deadline(autojump_clock: trio.tes
 
         async def wait(hash: str) -> None:
             result = await dedupe.wait_outcome(hash)
-            woken.append((trio.current_time(), result.value if isinstance(result, outcome.Value) else type(result.error)))
+            woken.append(
+                (trio.current_time(), result.value if isinstance(result, outcome.Value) else type(result.error))
+            )
 
         job_id = await dedupe.register("kept")
         await dedupe.register("settled")

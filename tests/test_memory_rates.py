@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from trio_renew._policy.capacity import AdaptiveConfig, RateLimitConfig
+from trio_renew._policy.capacity import RateLimitConfig
 from trio_renew.abc import AdaptiveRateLimitStatus, RateLimitStatus
 from trio_renew.stores._common import RateLimitStats, ResourceInfo
 from trio_renew.stores.memory import (

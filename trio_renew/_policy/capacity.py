@@ -57,6 +57,12 @@ def _not_negative(instance: object, attribute: attrs.Attribute[Any], value: obje
         raise ValueError(f"{attribute.name} must be 0 or more, not {value!r}")
 
 
+def _below_high(instance: AdaptiveConfig, attribute: attrs.Attribute[Any], value: float) -> None:
+    high = instance.high_activity_threshold
+    if not value < high:
+        raise ValueError(f"{attribute.name} must be less than high_activity_threshold ({high!r}), not {value!r}")
+
+
 def _flag(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{attribute.name} must be True or False, not {value!r}")
@@ -100,20 +106,12 @@ class AdaptiveConfig:
 
     monitoring_window: float = attrs.field(default=900.0, validator=_positive)
     high_activity_threshold: float = attrs.field(default=10, validator=_not_negative)
-    moderate_activity_threshold: float = attrs.field(default=3, validator=_not_negative)
+    moderate_activity_threshold: float = attrs.field(default=3, validator=(_not_negative, _below_high))
     recalculation_interval: float = attrs.field(default=30.0, validator=_positive)
     sustained_inactivity_threshold: float = attrs.field(default=1800.0, validator=_positive)
     background_pause_on_increasing_trend: bool = attrs.field(default=True, validator=_flag)
     max_user_scaling: float = attrs.field(default=2.0, validator=_positive)
     min_user_reserved: float = attrs.field(default=5, validator=_not_negative)
-
-    @moderate_activity_threshold.validator
-    def _below_high(self, attribute: attrs.Attribute[Any], value: float) -> None:
-        if not value < self.high_activity_threshold:
-            raise ValueError(
-                f"moderate_activity_threshold must be less than high_activity_threshold "
-                f"({self.high_activity_threshold!r}), not {value!r}"
-            )
 
 
 @attrs.frozen

@@ -215,6 +215,12 @@ def _finite(name: str, value: object) -> float:
     return float(value)
 
 
+def _instance(name: str, value: object, kind: type[Any]) -> None:
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise TypeError(f"{name} must be {article} {kind.__name__}, not {value!r}")
+
+
 def check_text(name: str, value: object) -> str:
     """Take a key, a resource, a tag or an id: a non-empty text that every engine can store."""
     if not isinstance(value, str):
@@ -254,7 +260,8 @@ def check_tags(value: object) -> tuple[str, ...]:
     """Take tags: each once, in the order given."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise TypeError(f"tags must be an iterable of str, not {value!r}")
-    return tuple(dict.fromkeys(check_text("tags", tag) for tag in value))
+    tags: Iterable[object] = value
+    return tuple(dict.fromkeys(check_text("tags", tag) for tag in tags))
 
 
 def check_error(value: object) -> BaseException:
@@ -332,16 +339,12 @@ class Options:
         for name in ("max_items", "max_entry_size_bytes", "max_total_bytes"):
             check_capacity(name, getattr(self, name))
         check_lease(self.lease)
-        if not isinstance(self.default_config, RateLimitConfig):
-            raise TypeError(f"default_config must be a RateLimitConfig, not {self.default_config!r}")
-        if not isinstance(self.resource_configs, Mapping):
-            raise TypeError(f"resource_configs must be a mapping, not {self.resource_configs!r}")
+        _instance("default_config", self.default_config, RateLimitConfig)
+        _instance("resource_configs", self.resource_configs, Mapping)
         for resource, config in self.resource_configs.items():
             check_text("resource_configs", resource)
-            if not isinstance(config, RateLimitConfig):
-                raise TypeError(f"resource_configs[{resource!r}] must be a RateLimitConfig, not {config!r}")
-        if not isinstance(self.adaptive_config, AdaptiveConfig):
-            raise TypeError(f"adaptive_config must be an AdaptiveConfig, not {self.adaptive_config!r}")
+            _instance(f"resource_configs[{resource!r}]", config, RateLimitConfig)
+        _instance("adaptive_config", self.adaptive_config, AdaptiveConfig)
         if self.clock is not None and not callable(self.clock):
             raise TypeError(f"clock must be a function that gives POSIX seconds, or None, not {self.clock!r}")
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from typing import cast
 
 __all__ = ("hash_request",)
 
@@ -37,9 +38,9 @@ def hash_request(endpoint: str, params: Mapping[str, object] | None = None) -> s
 
         hash_request("https://api.example.com/items", {"q": "a b", "page": 1})
     """
-    if not isinstance(endpoint, str):
+    if not isinstance(endpoint, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"endpoint must be a str, not {endpoint!r}")
-    if params is not None and not isinstance(params, Mapping):
+    if params is not None and not isinstance(params, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"params must be a mapping, not {params!r}")
     try:
         request = {"endpoint": endpoint, "params": _normal(params or {})}
@@ -61,12 +62,16 @@ def _normal(value: object) -> object:
         case float():
             return _number_text(value)
         case list() | tuple():
-            return [_normal(item) for item in value]
+            items = cast("list[object] | tuple[object, ...]", value)
+            return [_normal(item) for item in items]
         case Mapping():
-            for key in value:
+            mapping = cast("Mapping[object, object]", value)
+            texts: dict[str, object] = {}
+            for key, item in mapping.items():
                 if not isinstance(key, str):
                     raise TypeError(f"params must have str keys only, not {key!r}")
-            return {key: _normal(value[key]) for key in sorted(value, key=_key_order)}
+                texts[key] = item
+            return {key: _normal(texts[key]) for key in sorted(texts, key=_key_order)}
         case _:
             raise TypeError(f"params must not contain a {type(value).__qualname__}; make it a str first")
 

@@ -22,6 +22,8 @@ from ._memory_life import seconds_until
 from ._memory_rates import Rates, Requests
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ..abc import Priority
     from ._common import Options
     from ._memory_life import Life
@@ -183,16 +185,19 @@ class MemoryAdaptiveRateLimitStore(Rates[_Activity]):
         capacity = record.capacity
         if capacity is None or now >= record.computed_at + adaptive.recalculation_interval:
             record.prune_users(now, adaptive.monitoring_window)
-            users = record.users or ((record.last_user,) if record.last_user is not None else ())
-            background = (record.last_background,) if self._background_known(record, config, now) else ()
+            users: Iterable[float] = record.users
+            if not record.users and record.last_user is not None:
+                users = (record.last_user,)
+            background = self._background_known(record, config, now)
             capacity = capacity_of(config.limit, users, background, now, adaptive)
             record.capacity, record.computed_at = capacity, now
         return record, capacity
 
-    def _background_known(self, record: _Activity, config: RateLimitConfig, now: float) -> bool:
+    def _background_known(self, record: _Activity, config: RateLimitConfig, now: float) -> tuple[float, ...]:
         # History is kept for the longer one of the two windows.
         history = max(self._adaptive.monitoring_window, config.window)
-        return record.last_background is not None and now < record.last_background + history
+        last = record.last_background
+        return () if last is None or now >= last + history else (last,)
 
     def _config_changed(self, resource: str) -> None:
         record = self._records.get(resource)

@@ -106,8 +106,7 @@ class MemoryCacheStore(Generic[T]):
             check_value(value)
         if type(ttl) is not float or not -inf < ttl < inf:
             ttl = check_ttl(ttl)
-        if tags != ():
-            tags = check_tags(tags)
+        labels = check_tags(tags) if tags != () else ()
         life = self._life
         if life.closed:
             life.check()
@@ -126,7 +125,7 @@ class MemoryCacheStore(Generic[T]):
             if entry.tags:
                 self._untag(hash, entry)
         entry.value = value
-        entry.tags = tags
+        entry.tags = labels
         entry.size = size
         entry.number = self._number = self._number + 1
         entry.created = entry.accessed = now
@@ -136,8 +135,8 @@ class MemoryCacheStore(Generic[T]):
                 life.wake()
         else:
             entry.deadline = inf
-        if tags:
-            for tag in tags:
+        if labels:
+            for tag in labels:
                 self._tags.setdefault(tag, set()).add(hash)
         if self._bounded:
             self._bytes += size

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ("MemoryRateLimitStore", "Rates", "Requests")
 
+
 class Requests:
     """The requests of one resource that are in its window."""
 

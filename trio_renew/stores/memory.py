@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from .._policy.capacity import AdaptiveConfig, RateLimitConfig
 from .._codecs import JsonCodec
+from .._policy.capacity import AdaptiveConfig, RateLimitConfig
 from ._common import Options, Stores
 from ._memory_adaptive import MemoryAdaptiveRateLimitStore
 from ._memory_cache import MemoryCacheStore
@@ -50,13 +50,13 @@ MemoryStores: TypeAlias = Stores[
 @enable_ki_protection
 async def open_memory_stores(
     *,
-    codec: Codec[Any] = JsonCodec(),  # noqa: B008 - it has no state
+    codec: Codec[Any] = JsonCodec(),
     max_items: int | None = None,
     max_entry_size_bytes: int | None = None,
     max_total_bytes: int | None = None,
     lease: float = 10.0,
     default_config: RateLimitConfig = RateLimitConfig(limit=60, window=60.0),
-    resource_configs: Mapping[str, RateLimitConfig] = {},  # noqa: B006 - never changed
+    resource_configs: Mapping[str, RateLimitConfig] = {},
     adaptive_config: AdaptiveConfig = AdaptiveConfig(),
     clock: Callable[[], float] | None = None,
 ) -> AsyncGenerator[MemoryStores[Any], None]:
@@ -102,8 +102,8 @@ async def open_memory_stores(
     )
     life = Life(clock)
     stores: MemoryStores[Any] = Stores(
-        cache=MemoryCacheStore(life, options),
-        dedupe=MemoryDedupeStore(life, options),
+        cache=MemoryCacheStore[Any](life, options),
+        dedupe=MemoryDedupeStore[Any](life, options),
         rate_limit=MemoryRateLimitStore(life, options),
         adaptive=MemoryAdaptiveRateLimitStore(life, options),
     )
@@ -113,7 +113,7 @@ async def open_memory_stores(
         nursery.start_soon(life.sweep_now_and_then, name="trio_renew memory stores: sweeper")
         try:
             yield stores
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103 - raised below, where no group is made of it
             left_with = error
         life.close()
         # What cancels the surroundings has reached the body already; here it could only hide what the body raised.

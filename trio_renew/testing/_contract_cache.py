@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from functools import partial
 from math import inf, nan
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from ._contracts import Contract, all_at_once, cancelled_call, expect, expect_equal
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 __all__ = ("CacheStoreContract",)
 
@@ -60,18 +63,18 @@ class CacheStoreContract(Contract):
         """None is no value, and refusing it changes nothing."""
         async with self.open_store() as cache:
             await cache.set("a", self.make_value(1), 60.0)
-            expect(await _refused(lambda: cache.set("a", None, 60.0), TypeError), "set() of None is a TypeError")
+            expect(await _refused(partial(cache.set, "a", None, 60.0), TypeError), "set() of None is a TypeError")
             expect_equal(await cache.get("a"), self.make_value(1), "a refused set() changes nothing")
 
     async def test_bad_arguments_change_nothing(self) -> None:
         """What is refused has not half happened."""
-        bad: list[tuple[Any, Any]] = [(nan, ()), (inf, ()), (-inf, ()), ("60", ()), (60.0, "tag"), (60.0, [""]), (60.0, [1])]
+        bad: list[tuple[Any, Any]] = [(ttl, ()) for ttl in (nan, inf, -inf, "60")]
+        bad += [(60.0, tags) for tags in ("tag", [""], [1])]
         async with self.open_store() as cache:
             for number, (ttl, tags) in enumerate(bad):
                 key = f"k{number}"
                 await cache.set(key, self.make_value(1), 60.0, tags=[f"old{number}"])
-                refused = await _refused(lambda: cache.set(key, self.make_value(2), ttl, tags=tags), (TypeError, ValueError))  # noqa: B023
-                if refused:
+                if await _refused(partial(cache.set, key, self.make_value(2), ttl, tags=tags), TypeError, ValueError):
                     expect_equal(await cache.get(key), self.make_value(1), "a refused set() changes nothing")
                     expect_equal(await cache.invalidate_tag(f"old{number}"), 1, "a refused set() leaves the tags")
 
@@ -191,7 +194,7 @@ class CacheStoreContract(Contract):
             expect_equal(await cache.invalidate_tag("t"), 0, "a tag counts live entries only")
             for key in keys:
                 await cache.set(key, self.make_value(2), 60.0)
-            expect_equal(await cache.invalidate_tag("t"), 0, "the tags of what is gone do not count what comes after it")
+            expect_equal(await cache.invalidate_tag("t"), 0, "the tags of what is gone do not count what comes after")
             left = [key for key in keys if await cache.get(key) is not None]
             expect_equal(left, keys, "the tags of what is gone do not take what comes after it")
 
@@ -231,9 +234,7 @@ class CacheStoreContract(Contract):
             )
 
 
-async def _refused(
-    function: Callable[[], Awaitable[object]], errors: type[Exception] | tuple[type[Exception], ...]
-) -> bool:
+async def _refused(function: Callable[[], Awaitable[object]], *errors: type[Exception]) -> bool:
     try:
         await function()
     except errors:

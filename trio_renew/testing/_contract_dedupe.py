@@ -69,10 +69,10 @@ class DedupeStoreContract(Contract):
 
         async def scenario(dedupe: Any) -> None:
             expect_equal(await dedupe.is_in_progress("a"), False, "an unknown key is not in progress")
-            for settle in (dedupe.complete, dedupe.fail):
+            for settle, result in ((dedupe.complete, self.make_value(1)), (dedupe.fail, _Planned("the reason"))):
                 job = await dedupe.register_or_join("a")
                 expect_equal(await dedupe.is_in_progress("a"), True, "a registered job is in progress")
-                await settle("a", _Planned("the reason") if settle == dedupe.fail else self.make_value(1), job_id=job.job_id)
+                await settle("a", result, job_id=job.job_id)
                 expect_equal(await dedupe.is_in_progress("a"), False, "a settled job is not in progress")
 
         await self.unless_slow(self.lease, scenario)
@@ -182,12 +182,12 @@ class DedupeStoreContract(Contract):
         """Whoever comes after it starts anew, however it was settled."""
 
         async def scenario(dedupe: Any) -> None:
-            ids = set()
-            for settle in (dedupe.complete, dedupe.fail):
+            ids: set[str] = set()
+            for settle, result in ((dedupe.complete, self.make_value(1)), (dedupe.fail, _Planned("the reason"))):
                 job = await dedupe.register_or_join("a")
                 expect_equal(job.is_owner, True, "who comes after a settled job owns a new one")
                 ids.add(job.job_id)
-                await settle("a", _Planned("the reason") if settle == dedupe.fail else self.make_value(1), job_id=job.job_id)
+                await settle("a", result, job_id=job.job_id)
                 with self.in_time("a settled job is not waited for"):
                     expect_equal(await dedupe.wait_for("a"), None, "a settled job is no cache")
                     _expect_lost(await dedupe.wait_outcome("a"), "a settled job is no cache")
@@ -307,25 +307,24 @@ class DedupeStoreContract(Contract):
             async def wait() -> None:
                 found.append(await dedupe.wait_for("a", job_id=job.job_id))
 
-            extended = trio.current_time()
-            promise = "complete() wakes those who wait"
-            with self.in_time(promise, 3 * self.lease + self.patience):
+            extended, slow = trio.current_time(), False
+            with self.in_time("complete() wakes those who wait", 3 * self.lease + self.patience):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(wait)
                     for _ in range(4):
                         await trio.sleep(self.lease * 0.6)
                         before = trio.current_time()
                         kept = await dedupe.extend("a", job.job_id)
-                        if trio.current_time() - extended >= self.lease:
-                            nursery.cancel_scope.cancel()  # too slow a machine to show anything
-                            return
-                        expect_equal(kept, True, "extend() in time keeps the job")
+                        # On a machine that is too slow for the lease nothing is shown.
+                        slow = slow or trio.current_time() - extended >= self.lease
+                        expect(kept is True or slow, "extend() in time keeps the job")
                         extended = before
                     await dedupe.complete("a", self.make_value(1), job_id=job.job_id)
-                    if trio.current_time() - extended >= self.lease:
-                        nursery.cancel_scope.cancel()
-                        return
-            expect_equal(found, [self.make_value(1)], "who waits, waits as long as the owner extends")
+                    slow = slow or trio.current_time() - extended >= self.lease
+            expect(
+                found == [self.make_value(1)] or slow,
+                f"who waits, waits as long as the owner extends, and gets the value, not {found!r}",
+            )
 
     async def test_a_waiter_that_leaves_harms_nobody(self) -> None:
         """A cancelled wait takes only that waiter away."""
@@ -395,7 +394,10 @@ class DedupeStoreContract(Contract):
 
 
 def _expect_lost(result: Any, what: str) -> None:
-    expect(isinstance(result, outcome.Error) and isinstance(result.error, JobLost), f"{what} is an Error(JobLost), not {result!r}")
+    expect(
+        isinstance(result, outcome.Error) and isinstance(result.error, JobLost),
+        f"{what} is an Error(JobLost), not {result!r}",
+    )
 
 
 def _expect_planned(result: Any, promise: str) -> None:

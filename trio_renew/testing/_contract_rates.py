@@ -43,11 +43,13 @@ class _LimitContract(Contract):
             return True
         if self.exact:
             await trio.sleep(wait * 0.75)
-            expect_equal(await limits.can_proceed(resource, *args), False, "before get_wait_time() is over nobody proceeds")
+            expect_equal(
+                await limits.can_proceed(resource, *args), False, "before get_wait_time() is over nobody proceeds"
+            )
             wait = await limits.get_wait_time(resource, *args)
         await trio.sleep(wait)
         with trio.move_on_after(self.slack):
-            while not await limits.can_proceed(resource, *args):
+            while not await limits.can_proceed(resource, *args):  # noqa: ASYNC110 - no store tells when there is room
                 await trio.sleep(0.01)
         return bool(await limits.acquire(resource, *args))
 
@@ -306,7 +308,9 @@ class AdaptiveRateLimitStoreContract(_LimitContract):
             expect_equal((await limits.get_status("a")).recent_user_activity, 1, "without a priority it is background")
             status = await limits.get_status("b")
             granted = [await limits.acquire("b") for _ in range(status.limit)]
-            expect_equal(sum(granted), status.background_max, "acquire() without a priority uses the background's share")
+            expect_equal(
+                sum(granted), status.background_max, "acquire() without a priority uses the background's share"
+            )
 
         await self._within_a_window(scenario, "user")
 
@@ -348,6 +352,9 @@ class AdaptiveRateLimitStoreContract(_LimitContract):
 
     def _expect_shares(self, status: Any) -> None:
         shares = (status.user_reserved, status.background_max)
-        expect(all(type(share) is int and 0 <= share <= status.limit for share in shares), "shares are whole, within the limit")
+        expect(
+            all(type(share) is int and 0 <= share <= status.limit for share in shares),
+            "shares are whole, within the limit",
+        )
         expect_equal(sum(shares), status.limit, "the shares make up the limit")
         expect(isinstance(status.reason, str) and status.reason, "a division has a reason")

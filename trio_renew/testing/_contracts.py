@@ -20,7 +20,7 @@ from .._clock import under_test_clock
 from ._internals import borrowed_state
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Generator
 
 __all__ = ("Contract", "StorageContract", "check_contract")
 
@@ -61,7 +61,7 @@ class Contract:
         return 0.0 if self.exact else self.margin
 
     @contextmanager
-    def in_time(self, promise: str, seconds: float | None = None) -> Iterator[None]:
+    def in_time(self, promise: str, seconds: float | None = None) -> Generator[None, None, None]:
         """Fail with what was promised, instead of hanging."""
         with trio.move_on_after(self.patience if seconds is None else seconds) as scope:
             yield
@@ -214,7 +214,8 @@ def check_contract(contract: type[Contract]) -> None:
 
         check_contract(MyStore)
     """
-    if not isinstance(contract, type) or not issubclass(contract, Contract):
+    given: object = contract
+    if not (isinstance(given, type) and issubclass(given, Contract)):
         raise TypeError(f"contract must be a subclass of one of the contract suites, not {contract!r}")
     names = [name for name in dir(contract) if name.startswith("test_") and callable(getattr(contract, name))]
     if not names:
