@@ -84,6 +84,23 @@ async def test_a_stale_member_of_a_tag_takes_nothing_newer(server: Server, prefi
         assert await cache.get("a") == 2
 
 
+async def test_cleanup_finds_what_the_server_has_evicted(server: Server, prefix: str) -> None:
+    async with open_redis_stores(server.url, prefix=prefix) as stores:
+        await stores.cache.set("evicted", 1, 0, tags=("t", "u"))
+        await stores.cache.set("stays", 1, 60.0, tags=("t",))
+        server.ask("DEL", f"{prefix}c:evicted")
+        assert await stores.cache.cleanup() == 2
+        assert number_of(server.ask("EXISTS", f"{prefix}t:u")) == 0
+        assert 59_000 < number_of(server.ask("PTTL", f"{prefix}t:t")) <= 60_001
+        assert await stores.cache.invalidate_tag("t") == 1
+
+
+async def test_a_large_value(server: Server, prefix: str) -> None:
+    async with open_redis_stores(server.url, prefix=prefix) as stores:
+        await stores.cache.set("a", "é" * 1_000_000, 60.0)
+        assert await stores.cache.get("a") == "é" * 1_000_000
+
+
 async def test_what_is_too_large_or_cannot_be_encoded_takes_the_old_value_along(server: Server, prefix: str) -> None:
     async with open_redis_stores(server.url, prefix=prefix, max_entry_size_bytes=10) as stores:
         cache = stores.cache

@@ -212,6 +212,9 @@ class RedisBus:
         """
         while True:
             self._wake = trio.Event()
+            if not self._outbox:
+                # What was lost before there was this event has woken nobody.
+                await self._link.ask(b"PING")
             while self._outbox:
                 self._sending = list(self._outbox)[:_PACKET]
                 for item in self._sending:
@@ -223,5 +226,3 @@ class RedisBus:
             self._all_sent()
             with trio.move_on_after(_LOOK_EVERY):
                 await self._wake.wait()
-            if not self._outbox:
-                await self._link.ask(b"PING")

@@ -169,10 +169,12 @@ class RedisCacheStore(Generic[T]):
         return CacheStats(total_items=len(entries), expired=0, total_bytes=sum(entry.size or 0 for entry in entries))
 
     async def cleanup(self) -> int:
-        """Take what has expired out of the tags; says how often. The server itself drops the entries."""
+        """Take what has expired or was evicted out of the tags; says how often. The server itself drops the entries."""
         count = 0
         for names in batches(await self._room.names(b"t:")):
-            count += await self._room.link.run(TIDY_TAGS, [self._room.key(b"t:", name) for name in names])
+            count += await self._room.link.run(
+                TIDY_TAGS, [self._entries, *(self._room.key(b"t:", name) for name in names)]
+            )
         return count
 
     async def _describe(self) -> list[CacheEntryInfo]:

@@ -202,13 +202,19 @@ return rows
 """
 )
 
-#: tag ...: what has expired leaves its tags
+#: prefix of entries, tag ...: what has expired leaves its tags, and what is for ever and was evicted by the server
 TIDY_TAGS = Script(
     NOW
+    + _UNTAG
     + """
 local count = 0
-for _, key in ipairs(KEYS) do
-  count = count + call('ZREMRANGEBYSCORE', key, '-inf', int(math.floor(now / 1000) - 1))
+for i = 2, #KEYS do
+  local tag = KEYS[i]
+  count = count + call('ZREMRANGEBYSCORE', tag, '-inf', int(math.floor(now / 1000) - 1))
+  for _, hash in ipairs(call('ZRANGEBYSCORE', tag, '+inf', '+inf')) do
+    if call('EXISTS', KEYS[1] .. hash) == 0 then count = count + call('ZREM', tag, hash) end
+  end
+  outlive(tag)
 end
 return count
 """

@@ -77,6 +77,9 @@ async def open_redis_stores(
     in it gets :class:`trio.ClosedResourceError`, and so does every later call; what it held stays on the server until
     it expires.
 
+    A real server takes real time: in tests give ``MockClock`` an ``autojump_threshold`` of 0.01 or more, or these 5
+    seconds are over at once.
+
     Args:
       url_or_client: ``redis://user:password@host:6379/0``, ``rediss://`` for TLS (with ``?ssl_ca_certs=`` for an
         authority of your own; the host is checked unless ``ssl_check_hostname=false``), or
