@@ -199,6 +199,16 @@ def _tell(observe: Callable[[Event], None], event: Event) -> None:
     observe(event)
 
 
+def _on_the_way(interrupt: BaseException) -> bool:
+    """Whether an interrupt struck between us and the observer, who then must not miss an event for it."""
+    traceback = interrupt.__traceback__
+    while traceback is not None and traceback.tb_frame.f_code is not _tell.__code__:
+        traceback = traceback.tb_next
+    inner = traceback and traceback.tb_next
+    # The only frame below ours is then that of the signal handler.
+    return inner is None or str(inner.tb_frame.f_globals.get("__name__")).partition(".")[0] in ("trio", "trio_renew")
+
+
 def emit(observe: Callable[[Event], None] | None, *events: Event) -> None:
     """Tell an observer, isolated from it: an Exception is logged.
 
@@ -215,6 +225,8 @@ def emit(observe: Callable[[Event], None] | None, *events: Event) -> None:
             logger.exception("an observer raised at %s of %r", type(event).__name__, event.name)
         except BaseException as exc:
             interrupt = exc
+            if _on_the_way(exc):
+                observe(event)
     if interrupt is not None:
         try:
             raise interrupt
