@@ -6,6 +6,7 @@ import os
 import stat
 import threading
 import time
+import traceback
 from contextlib import asynccontextmanager
 
 import pytest
@@ -206,6 +207,29 @@ async def test_a_value_that_cannot_be_encoded_changes_nothing(path):
     with pytest.raises(TypeError):
         await storage.set(("new",))
     assert await storage.get() == "old"
+
+
+async def test_an_error_shows_no_value(path, monkeypatch):
+    def shown(error: BaseException) -> str:
+        error.__traceback__ = error.__traceback__.tb_next
+        return "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+
+    storage = FileStorage(path, AuthTokenCodec())
+    (path / "x").mkdir(parents=True)
+    with pytest.raises(OSError) as caught:
+        await storage.set(AuthToken("opaque"))
+    assert "opaque" not in shown(caught.value)
+    storage = FileStorage(path / "y", AuthTokenCodec())
+    (path / "y").write_text('{"secret": "opaque"}')
+    (path / "y").chmod(0o600)
+    with pytest.raises(ValueError) as caught:
+        await storage.get()
+    assert "opaque" not in shown(caught.value)
+    async with open_memory_stores() as stores:
+        await stores.cache.set("key", '{"secret": "opaque"}', 0)
+        with pytest.raises(ValueError) as caught:
+            await StoreStorage(stores.cache, "key", codec=AuthTokenCodec()).get()
+    assert "opaque" not in shown(caught.value)
 
 
 async def test_the_disk_is_written_through(path, monkeypatch):

@@ -4,7 +4,8 @@ Invariants:
 
 * What a codec encodes, it decodes to an equal value of the same types; it refuses (``TypeError``) what it could not
   give back so.
-* No message of a codec shows the value: it may be a secret. Nor does an error that it raises carry the bytes.
+* No message of a codec shows the value: it may be a secret. Nor does an error of decoding carry the bytes, in itself
+  or in the locals of our frames.
 """
 
 from __future__ import annotations
@@ -106,8 +107,10 @@ class JsonCodec:
         try:
             return _load(data.decode())
         except (ValueError, RecursionError) as error:
-            # Both kinds of ValueError carry the data itself.
-            raise ValueError(f"these {len(data)} bytes are no JSON in UTF-8: {type(error).__name__}") from None
+            problem = type(error).__name__
+        # Outside, and without the data: that error carries it, and a traceback may show the locals of this frame.
+        size, data = len(data), b""
+        raise ValueError(f"these {size} bytes are no JSON in UTF-8: {problem}")
 
 
 @final
@@ -130,7 +133,12 @@ class AuthTokenCodec:
         """
         if not isinstance(value, AuthToken):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"an AuthTokenCodec encodes an AuthToken, not an object of type {type(value).__name__}")
-        return JsonCodec().encode({"secret": value.secret.reveal(), "expires_at": value.expires_at})
+        try:
+            return JsonCodec().encode({"secret": value.secret.reveal(), "expires_at": value.expires_at})
+        except TypeError:
+            pass
+        # Outside: the frames of that error hold the text.
+        raise TypeError("the secret contains surrogates that JSON would not give back as they are")
 
     def decode(self, data: bytes, /) -> AuthToken:
         """Give the token of the bytes.
@@ -138,13 +146,24 @@ class AuthTokenCodec:
         Raises:
           ValueError: They are none.
         """
+        record, data = _read_token(data), b""
+        if record is None:
+            raise ValueError("these bytes are no AuthToken: not a JSON object with secret and expires_at")
+        secret, expires_at = record
+        return AuthToken(secret, check_instant("expires_at", expires_at))
+
+
+def _read_token(data: bytes) -> tuple[Secret, Any] | None:
+    try:
         record = JsonCodec().decode(data)
-        if not isinstance(record, dict):
-            raise ValueError("these bytes are JSON, but no AuthToken: they hold no object")
-        fields = cast("dict[str, Any]", record)
-        if not isinstance(fields.get("secret"), str) or "expires_at" not in fields:
-            raise ValueError("these bytes are JSON, but no AuthToken: secret or expires_at is missing")
-        return AuthToken(Secret(fields["secret"]), check_instant("expires_at", fields["expires_at"]))
+    except ValueError:
+        return None
+    if not isinstance(record, dict):
+        return None
+    fields = cast("dict[str, Any]", record)
+    if not isinstance(fields.get("secret"), str) or "expires_at" not in fields:
+        return None
+    return Secret(fields["secret"]), fields["expires_at"]
 
 
 @final
@@ -160,11 +179,14 @@ class _Encrypted(Generic[T]):
         return cast("bytes", self._fernet.encrypt(self._codec.encode(value)))
 
     def decode(self, data: bytes, /) -> T:
+        # What is decrypted is no local of this frame: a traceback may show them.
+        return self._codec.decode(self._decrypt(data))
+
+    def _decrypt(self, data: bytes) -> bytes:
         try:
-            plain = self._fernet.decrypt(data)
+            return cast("bytes", self._fernet.decrypt(data))
         except self._failed:
             raise ValueError("these bytes cannot be decrypted: another key, or they were changed") from None
-        return self._codec.decode(plain)
 
     def __repr__(self) -> str:
         return f"encrypted({self._codec!r})"

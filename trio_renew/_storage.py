@@ -45,6 +45,15 @@ _DIRECTORY: int | None = getattr(os, "O_DIRECTORY", None)
 _ABANDONED = 60.0
 
 
+class _Bytes:
+    """Bytes in a box, because a traceback may show the locals of our frames."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
 @final
 class MemoryStorage(Generic[T]):
     """A value in memory: it outlives an owner, not the process. For tests, and between owners.
@@ -123,8 +132,8 @@ class FileStorage(Generic[T]):
           OSError: The file cannot be read.
           Exception: What the codec raises for its bytes.
         """
-        data = await _run(self._read, abandon=True)
-        return None if data is None else self._codec.decode(data)
+        found = await _run(self._read, abandon=True)
+        return None if found is None else self._codec.decode(found.data)
 
     async def set(self, value: T) -> None:
         """Replace the file.
@@ -135,8 +144,8 @@ class FileStorage(Generic[T]):
           OSError: The file cannot be written; the old one is still there.
           Exception: What the codec raises for this value.
         """
-        data = self._codec.encode(value)
-        await _run(lambda: self._write(data))
+        new = _Bytes(self._codec.encode(value))
+        await _run(lambda: self._write(new))
 
     async def clear(self) -> None:
         """Remove the file, and what killed processes have left of it; no error where there is none.
@@ -153,7 +162,7 @@ class FileStorage(Generic[T]):
 
     # What follows runs in a worker thread.
 
-    def _read(self) -> bytes | None:
+    def _read(self) -> _Bytes | None:
         try:
             descriptor = os.open(self._path, _READ)
         except FileNotFoundError:
@@ -169,17 +178,17 @@ class FileStorage(Generic[T]):
                     " is not used; make it 0600, and treat the value as known to them"
                 )
             with open(descriptor, "rb", closefd=False) as file:
-                return file.read()
+                return _Bytes(file.read())
         finally:
             os.close(descriptor)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, new: _Bytes) -> None:
         with self._lock:
             self._remove_temporary(time.time() - _ABANDONED)
             temporary = os.path.join(self._directory, f".{self._name}.{secrets.token_hex(8)}.tmp")
             try:
                 with open(os.open(temporary, _WRITE, 0o600), "wb") as file:
-                    file.write(data)
+                    file.write(new.data)
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(temporary, self._path)
@@ -282,7 +291,8 @@ class StoreStorage(Generic[T]):
             return cast("T | None", found)
         if not isinstance(found, str):
             raise TypeError(f"the store holds a value of type {type(found).__name__} here, not the text of a codec")
-        return self._codec.decode(found.encode())
+        box, found = _Bytes(found.encode()), None
+        return self._codec.decode(box.data)
 
     async def set(self, value: T) -> None:
         """Replace the value."""

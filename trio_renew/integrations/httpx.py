@@ -80,7 +80,7 @@ class _Flow:
         self._render = render
         self._pause = pause
         self._not_read = not_read
-        self._refused_text: str | None = None
+        self._refused: Secret | None = None
         self._refused_until = -inf
 
     def __repr__(self) -> str:
@@ -90,34 +90,35 @@ class _Flow:
         lease = getattr(self._provider, "lease", None)
         # A lease is compared by its generation, whatever the value is.
         held: Any = await (self._provider.get() if lease is None else lease())
-        text = self._write(request, held)
+        sent = self._write(request, held)
         response = yield request
-        if text is None or not self._rejected(response, text):
+        if sent is None or not self._rejected(response, sent):
             return
         refresh = getattr(self._provider, "refresh", None)
-        if refresh is None or (text == self._refused_text and trio.current_time() < self._refused_until):
+        if refresh is None or (sent == self._refused and trio.current_time() < self._refused_until):
             return
         fresh = await refresh(stale=held)
         if not self._can_be_sent_again(request):
             return
-        text = self._write(request, fresh)
-        if text is None:
+        sent = self._write(request, fresh)
+        if sent is None:
             return
         response = yield request
-        if self._rejected(response, text):
-            self._refused_text = text
+        if self._rejected(response, sent):
+            self._refused = sent
             self._refused_until = trio.current_time() + self._pause
 
-    def _write(self, request: _Request, held: object) -> str | None:
+    def _write(self, request: _Request, held: object) -> Secret | None:
+        # A Secret, because a traceback may show the locals of the frames that hold it.
         value: Any = held.value if isinstance(held, Lease) else held  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         if value is None:
             return None
         text = self._render(value)
         request.headers[self._header] = text
-        return text
+        return Secret(text)
 
-    def _rejected(self, response: _Response, text: str) -> bool:
-        return response.status_code == 401 and response.request.headers.get(self._header) == text
+    def _rejected(self, response: _Response, sent: Secret) -> bool:
+        return response.status_code == 401 and Secret(response.request.headers.get(self._header, "")) == sent
 
     def _can_be_sent_again(self, request: _Request) -> bool:
         try:
@@ -129,7 +130,7 @@ class _Flow:
 
 @cache
 def _adapter(base: type[Any]) -> type[Any]:
-    class RenewingAuth(base):
+    class RenewingAuth(base):  # type: ignore[misc]
         def __init__(self, flow: _Flow) -> None:
             self._flow = flow
 
@@ -204,14 +205,16 @@ def bearer_auth(
     """
     if not callable(getattr(provider, "get", None)):
         raise TypeError(f"provider must have an async get, and {type(provider).__name__} has none")
-    if module is None:
-        try:
-            import httpx2 as module  # type: ignore[no-redef]
-        except ImportError as error:
-            raise ImportError("bearer_auth() needs the package httpx2: pip install 'trio_renew[httpx]'") from error
-    base = getattr(module, "Auth", None)
-    if not isinstance(base, type):
+    library: Any = _httpx2() if module is None else module
+    if not isinstance(getattr(library, "Auth", None), type):
         raise TypeError(f"module must be httpx2 or httpx, not {module!r}")
     check_seconds("pause", pause, allow_inf=True)
-    not_read: type[Exception] = module.RequestNotRead  # type: ignore[union-attr]
-    return _adapter(base)(_Flow(provider, header, render or _bearer, pause, not_read))
+    return _adapter(library.Auth)(_Flow(provider, header, render or _bearer, pause, library.RequestNotRead))
+
+
+def _httpx2() -> ModuleType:
+    try:
+        import httpx2
+    except ImportError as error:
+        raise ImportError("bearer_auth() needs the package httpx2: pip install 'trio_renew[httpx]'") from error
+    return httpx2

@@ -106,7 +106,7 @@ class _Endpoint:
         client: _Client,
         token_url: str,
         client_id: str,
-        client_secret: Secret | str | None,
+        client_secret: Secret | None,
         style: Literal["basic", "post"],
         parameters: Mapping[str, str],
         lifetime: float | None,
@@ -114,13 +114,8 @@ class _Endpoint:
     ) -> None:
         if not callable(getattr(client, "post", None)):
             raise TypeError(f"client must be an AsyncClient of httpx2 or httpx, not {type(client).__name__}")
-        if isinstance(client_secret, str):
-            client_secret = Secret(client_secret)
         for name, value in (("token_url", token_url), ("client_id", client_id)):
-            if not isinstance(value, str) or not value:  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise TypeError(f"{name} must be a non-empty str, not of type {type(value).__name__}")
-        if client_secret is not None and not isinstance(client_secret, Secret):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"client_secret must be a Secret or a str, not of type {type(client_secret).__name__}")
+            _check_text(name, value)
         if style not in ("basic", "post"):
             raise ValueError(f'client_auth must be "basic" or "post", not {style!r}')
         if lifetime is not None:
@@ -128,35 +123,36 @@ class _Endpoint:
         self._client = client
         self._url = token_url
         self._headers = {"Accept": "application/json"}
-        self._form = {key: value for key, value in parameters.items() if value}
+        self._form: dict[str, str | Secret] = {key: value for key, value in parameters.items() if value}
         self._secret = client_secret
         self._id = client_id
         self._style = style
         self._lifetime = lifetime
         self._clock = wall_now if clock is None else clock
 
-    async def ask(self, form: dict[str, str]) -> tuple[AuthToken, Secret | None]:
+    async def ask(self, form: dict[str, str | Secret]) -> tuple[AuthToken, Secret | None]:
         """Ask for a token; gives it, and the refresh token that came with it."""
-        headers = dict(self._headers)
-        form = {**self._form, **form}
-        if self._secret is None or self._style == "post":
-            form["client_id"] = self._id
-            if self._secret is not None:
-                form["client_secret"] = self._secret.reveal()
-        else:
-            pair = f"{quote_plus(self._id)}:{quote_plus(self._secret.reveal())}"
-            headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
         started = self._clock()
-        response: _Response = await self._client.post(
-            self._url, data=form, headers=headers, auth=None, follow_redirects=False
-        )
+        # What is secret stays a Secret in every frame of ours: an error's traceback may be shown with its locals.
+        response: _Response = await self._client.post(self._url, auth=None, follow_redirects=False, **self._proof(form))
         answer = _object(response)
         if response.status_code != 200:
             raise self._error(response, answer, form)
-        return self._token(started, answer), _optional_secret(answer, "refresh_token")
+        return self._token(started, answer), answer.get("refresh_token")
+
+    def _proof(self, form: dict[str, str | Secret]) -> dict[str, Any]:
+        headers = dict(self._headers)
+        fields = {**self._form, **form}
+        if self._secret is None or self._style == "post":
+            fields["client_id"] = self._id
+            if self._secret is not None:
+                fields["client_secret"] = self._secret
+        else:
+            headers["Authorization"] = _basic(self._id, self._secret)
+        return {"headers": headers, "data": {key: _revealed(value) for key, value in fields.items()}}
 
     def _token(self, started: float, answer: dict[str, Any]) -> AuthToken:
-        secret = _optional_secret(answer, "access_token")
+        secret: Secret | None = answer.get("access_token")
         if secret is None:
             raise TokenEndpointError(200, None, "there is no access_token in the answer")
         kind = answer.get("token_type", "bearer")
@@ -178,14 +174,12 @@ class _Endpoint:
         except (TypeError, ValueError):
             raise TokenEndpointError(200, None, "its expires_in is no number of seconds") from None
 
-    def _error(self, response: _Response, answer: dict[str, Any], form: dict[str, str]) -> TokenEndpointError:
+    def _error(self, response: _Response, answer: dict[str, Any], form: dict[str, str | Secret]) -> TokenEndpointError:
         code = answer.get("error")
         code = redact(code)[:100] if isinstance(code, str) and code else None
         said = answer.get("error_description")
-        secrets = [form[name] for name in ("client_secret", "refresh_token") if name in form]
-        if self._secret is not None:
-            secrets.append(self._secret.reveal())
-        text = redact(said, secrets) if isinstance(said, str) else ""
+        secrets = [value for value in (self._secret, *form.values()) if isinstance(value, Secret)]
+        text = redact(said, map(_revealed, secrets)) if isinstance(said, str) else ""
         status = response.status_code
         kind = TokenRequestRejected if code in _REJECTIONS and 400 <= status < 500 else TokenEndpointError
         return kind(status, code, text, self._retry_after(response.headers.get("Retry-After")))
@@ -204,20 +198,45 @@ class _Endpoint:
 
 
 def _object(response: _Response) -> dict[str, Any]:
+    """Read an answer; its tokens are Secrets, and left out where they are no texts."""
     try:
         answer = response.json()
     except ValueError:
         answer = None
     if isinstance(answer, dict):
-        return cast("dict[str, Any]", answer)
+        fields = cast("dict[str, Any]", answer)
+        for name in ("access_token", "refresh_token", "id_token"):
+            text = fields.pop(name, None)
+            if isinstance(text, str) and text:
+                fields[name] = Secret(text)
+        return fields
     if response.status_code == 200:
         raise TokenEndpointError(200, None, "the answer is no JSON object")
     return {}
 
 
-def _optional_secret(answer: dict[str, Any], name: str) -> Secret | None:
-    text = answer.get(name)
-    return Secret(text) if isinstance(text, str) and text else None
+def _basic(client_id: str, secret: Secret) -> str:
+    pair = f"{quote_plus(client_id)}:{quote_plus(secret.reveal())}"
+    return "Basic " + base64.b64encode(pair.encode()).decode()
+
+
+def _revealed(value: str | Secret) -> str:
+    return value.reveal() if isinstance(value, Secret) else value
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not of type {type(value).__name__}")
+    if not value:
+        raise ValueError(f"{name} must not be empty")
+
+
+def _to_secret(value: Any) -> Secret:
+    if isinstance(value, Secret):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(f"client_secret must be a Secret or a str, not of type {type(value).__name__}")
+    return Secret(value)
 
 
 def client_credentials(
@@ -260,18 +279,9 @@ def client_credentials(
         async with open_provider(mint, policy=RefreshPolicy(permanent=(TokenRequestRejected,))) as provider:
             ...
     """
-    endpoint = _Endpoint(
-        client,
-        token_url,
-        client_id,
-        client_secret,
-        client_auth,
-        {**(parameters or {}), "scope": scope or ""},
-        lifetime,
-        clock,
-    )
-    if client_secret is None:  # pyright: ignore[reportUnnecessaryComparison]
-        raise TypeError("client_secret must be a Secret or a str, not None")
+    client_secret = _to_secret(client_secret)
+    fields = {**(parameters or {}), "scope": scope or ""}
+    endpoint = _Endpoint(client, token_url, client_id, client_secret, client_auth, fields, lifetime, clock)
 
     async def mint() -> AuthToken:
         token, _ = await endpoint.ask({"grant_type": "client_credentials"})
@@ -331,16 +341,9 @@ def refresh_token_grant(
         async with open_provider(mint) as provider:
             ...
     """
-    endpoint = _Endpoint(
-        client,
-        token_url,
-        client_id,
-        client_secret,
-        client_auth,
-        {**(parameters or {}), "scope": scope or ""},
-        lifetime,
-        clock,
-    )
+    client_secret = None if client_secret is None else _to_secret(client_secret)
+    fields = {**(parameters or {}), "scope": scope or ""}
+    endpoint = _Endpoint(client, token_url, client_id, client_secret, client_auth, fields, lifetime, clock)
     for method in ("get", "set"):
         if not callable(getattr(tokens, method, None)):
             raise TypeError(f"tokens must be a Storage, and {type(tokens).__name__} has no {method}")
@@ -380,22 +383,22 @@ class _Rotation:
         return Secret(stored)
 
     async def _redeem(self, used: Secret) -> AuthToken:
-        with trio.CancelScope(shield=True):
-            with trio.move_on_after(self._patience) as scope:
-                token, rotated = await self._endpoint.ask(
-                    {"grant_type": "refresh_token", "refresh_token": used.reveal()}
-                )
-            if scope.cancelled_caught:
-                raise FetchTimeout(f"the token endpoint took longer than {self._patience:g} s")
-            if rotated is not None and rotated != used:
-                self._unwritten = rotated
-            if self._unwritten is not None:
-                await self._write(self._unwritten)
+        token, rotated = await self._ask(used)
+        # No checkpoint in between: what has been given to us is ours to keep.
+        if rotated is not None and rotated != used:
+            self._unwritten = rotated
+        if self._unwritten is not None:
+            await self._write(self._unwritten)
         return token
+
+    async def _ask(self, used: Secret) -> tuple[AuthToken, Secret | None]:
+        with trio.move_on_after(self._patience, shield=True):
+            return await self._endpoint.ask({"grant_type": "refresh_token", "refresh_token": used})
+        raise FetchTimeout(f"the token endpoint took longer than {self._patience:g} s")
 
     async def _write(self, token: Secret) -> None:
         try:
-            with trio.fail_after(self._patience):
+            with trio.fail_after(self._patience, shield=True):
                 await self._tokens.set(token.reveal())
         except Exception as error:
             _logger.error("the new refresh token could not be written, and is kept in memory: %s", type(error).__name__)
