@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 import attrs
 
@@ -260,7 +260,7 @@ def check_tags(value: object) -> tuple[str, ...]:
     """Take tags: each once, in the order given."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise TypeError(f"tags must be an iterable of str, not {value!r}")
-    tags: Iterable[object] = value
+    tags = cast("Iterable[object]", value)
     return tuple(dict.fromkeys(check_text("tags", tag) for tag in tags))
 
 
