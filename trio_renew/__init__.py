@@ -6,6 +6,7 @@ request, ``open_provider_cache`` for many by key. ``trio_renew.testing`` tests c
 
 from __future__ import annotations
 
+from ._budget import Budget as Budget
 from ._codecs import AuthTokenCodec as AuthTokenCodec
 from ._codecs import JsonCodec as JsonCodec
 from ._codecs import encrypted as encrypted
@@ -51,6 +52,7 @@ from ._registry import describe as describe
 from ._registry import static_provider as static_provider
 from ._resource import RenewableResource as RenewableResource
 from ._resource import open_resource as open_resource
+from ._share import Share as Share
 from ._storage import FileStorage as FileStorage
 from ._storage import MemoryStorage as MemoryStorage
 from ._storage import StoreStorage as StoreStorage
@@ -90,6 +92,7 @@ __all__ = (
     "BreakerChanged",
     "BreakerOpen",
     "BreakerPolicy",
+    "Budget",
     "BudgetExhausted",
     "Bus",
     "CacheEntryInfo",
@@ -139,6 +142,7 @@ __all__ = (
     "Secret",
     "ServedExpired",
     "ServiceDescriptor",
+    "Share",
     "StaticProvider",
     "Status",
     "Storage",

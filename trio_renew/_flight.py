@@ -93,9 +93,6 @@ class Home(Protocol[T, H]):
     def flight_failed(self, flight: Flight[T, H], error: BaseException) -> None:
         """Commit and tell."""
 
-    def flight_refused(self, error: BaseException) -> bool:
-        """Whether an error of the fetch is no failure but a refusal to fetch."""
-
     def release(self, flight: Flight[T, H]) -> None:
         """The flight no longer occupies its home."""
 
@@ -130,6 +127,9 @@ class Flight(Generic[T, H]):
       settled: Set when those who joined may look at the outcome.
       fenced: ``clear()`` came after the claim.
       rejected: What the caller who claimed it found stale, or None.
+      stale: What that caller gave as stale, also where that is not what is held; None: nothing.
+      stored: Its value was not fetched now: the processes that share it had it already.
+      refused: It was not allowed to fetch: no failure of the source.
       override: It was let through an open breaker.
       unusable: While a failure is told: the value that could not be used, or None.
       issued_at: When the fetch started, on the owner's clock; a fetch may say better before it returns.
@@ -159,10 +159,13 @@ class Flight(Generic[T, H]):
         "joinable",
         "override",
         "reason",
+        "refused",
         "rejected",
         "settled",
+        "stale",
         "started_at",
         "state",
+        "stored",
         "unusable",
         "waiting",
     )
@@ -188,6 +191,9 @@ class Flight(Generic[T, H]):
         self.joinable = True
         self.fenced = False
         self.rejected: H | None = None
+        self.stale: object = None
+        self.stored = False
+        self.refused = False
         self.override = False
         self.unusable: T | None = None
         self.answered = False
@@ -364,7 +370,7 @@ class Flight(Generic[T, H]):
             self._time_out()
         elif self._owner.closed or self.state is State.LEFT:
             return
-        elif self.home.flight_refused(error):
+        elif self.refused:
             self._answer(error)
             self._settle()
         else:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from ._budget import Budget, spend
 from ._errors import BreakerOpen, BudgetExhausted, MintedTokenAlreadyExpired, Unconfigured
 from ._events import BreakerChanged, FetchFailed, FetchStarted, FetchSucceeded, ServedExpired
 from ._flight import Flight, raise_shared
@@ -29,6 +30,7 @@ from ._policy.breaker import BreakerPolicy, Closed, HalfOpen, Open, admit, recor
 from ._policy.decision import CacheState, ServeAndRefresh, ServeCached, decide
 from ._policy.schedule import RefreshPolicy, due_at, sample_jitter, soft_expiry
 from ._resource import RenewableResource
+from ._share import Share, Sharing
 from ._values import check_instant, check_seconds
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ T = TypeVar("T")
 _MARGIN = 0.1
 # Sleeping ends at least this often where the clock may jump while we sleep.
 _LONGEST_SLEEP = 60.0
+# What is used without a refresh in sight has the share looked at this often.
+_LOOK_EVERY = 60.0
 
 
 class _Hold:
@@ -80,10 +84,12 @@ class RefreshingProvider(RenewableResource[T]):
         "_backoff",
         "_breaker",
         "_breaker_policy",
+        "_budget",
         "_failures",
         "_fast_alarm",
         "_interval",
         "_keep_warm",
+        "_looked",
         "_overridden",
         "_permanent",
         "_permanent_hold",
@@ -91,6 +97,7 @@ class RefreshingProvider(RenewableResource[T]):
         "_put_off",
         "_read_expires_at",
         "_setbacks",
+        "_sharing",
         "_used_at",
         "_warm_alarm",
     )
@@ -105,6 +112,8 @@ class RefreshingProvider(RenewableResource[T]):
         keep_warm: float,
         after_claim: Callable[[], Awaitable[object]] | None,
         storage: Storage[Any] | None,
+        share: Share | None,
+        budget: Budget | None,
         fetch_timeout: float | None,
         when_abandoned: Literal["finish", "cancel"],
         observe: Callable[[Event], None] | None,
@@ -117,6 +126,10 @@ class RefreshingProvider(RenewableResource[T]):
             raise TypeError(f"breaker must be a BreakerPolicy or None, got {type(breaker).__name__}")
         if expires_at is not None and not callable(expires_at):
             raise TypeError(f"expires_at must be a function of the value or None, got {type(expires_at).__name__}")
+        if share is not None and not isinstance(share, Share):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"share must be a Share or None, got {type(share).__name__}")
+        if budget is not None and not isinstance(budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"budget must be a Budget or None, got {type(budget).__name__}")
         super().__init__(
             mint,
             after_claim=after_claim,
@@ -143,6 +156,18 @@ class RefreshingProvider(RenewableResource[T]):
         self._overridden = 0
         self._fast_alarm: Alarm | None = None
         self._warm_alarm: Alarm | None = None
+        self._budget = budget
+        self._looked = _Hold()
+        self._sharing: Sharing[T] | None = None
+        if share is not None:
+            self._sharing = Sharing(
+                self._owner,
+                share,
+                appraise=self._appraise,
+                held=lambda: self._held,
+                moved=self._forget_here,
+                report=self._storage_failed,
+            )
 
     async def current_token(self) -> T:
         """Hand out the value; the same as :meth:`get`."""
@@ -161,7 +186,18 @@ class RefreshingProvider(RenewableResource[T]):
         if isinstance(action, ServeAndRefresh):
             self._refresh_in_background("aging")
             return None if may_wait and self._policy.due == "one_waits" else held
-        return held if isinstance(action, ServeCached) else None
+        if not isinstance(action, ServeCached):
+            return None
+        if self._sharing is not None and flight is None:
+            self._look_at_share(self._sharing, held, now)
+        return held
+
+    def _look_at_share(self, sharing: Sharing[T], held: Held[T], now: float) -> None:
+        """Notice a ``clear()`` of another process although no refresh is in sight."""
+        overlooked = held.due_at is None or now >= held.due_at or not sharing.known
+        if overlooked and now >= self._looked.until(now):
+            self._looked.set(now, _LOOK_EVERY)
+            sharing.look_soon()
 
     def _refresh_in_background(self, reason: Reason) -> None:
         self._take(reason, background=True).launch()
@@ -239,6 +275,20 @@ class RefreshingProvider(RenewableResource[T]):
         self._owner.tell(*events, FetchStarted(flight.reason, name=self._owner.name))
 
     async def fetch(self, flight: Flight[T, Held[T]]) -> T | None:
+        if self._sharing is None:
+            return await self._ask_source(flight)
+        self._looked.set(self._clock.now(), _LOOK_EVERY)
+        return await self._sharing.fetch(flight, lambda: self._ask_source(flight))
+
+    async def _ask_source(self, flight: Flight[T, Held[T]]) -> T | None:
+        if self._budget is not None:
+            wait = await spend(self._budget, "background" if flight.background else "user", self._storage_failed)
+            if wait is not None:
+                now = self._clock.now()
+                if flight.background and not flight.fenced:
+                    self._put_off.set(now, wait)
+                flight.refused = True
+                raise BudgetExhausted(now + wait)
         return await call_user("mint", self._fetch)
 
     def accept(self, flight: Flight[T, Held[T]], value: T) -> Held[T]:
@@ -246,7 +296,19 @@ class RefreshingProvider(RenewableResource[T]):
         arrived = self._clock.now()
         return self._judge(value, min(flight.issued_at, arrived), arrived)
 
-    def _judge(self, value: T, issued_at: float, now: float, *, stored: bool = False) -> Held[T]:
+    async def keep(self, flight: Flight[T, Held[T]], held: Held[T]) -> None:
+        if self._sharing is not None:
+            await self._sharing.publish(flight, held)
+        await super().keep(flight, held)
+
+    def _appraise(self, value: T, issued_at: float) -> Held[T]:
+        """Read the life of a peer's value."""
+        now = self._clock.now()
+        return self._judge(value, min(issued_at, now), now, sample=0.0)
+
+    def _judge(
+        self, value: T, issued_at: float, now: float, *, stored: bool = False, sample: float | None = None
+    ) -> Held[T]:
         """Read a value's life; a value that is not good any more is refused, unless it comes from storage."""
         policy = self._policy
         expires_at, own = self._expiry_of(value)
@@ -257,7 +319,7 @@ class RefreshingProvider(RenewableResource[T]):
             raise MintedTokenAlreadyExpired(f"the fetch brought a value that expired {late:g} s ago")
         if expires_at is None:
             return Held(value, issued_at)
-        due = due_at(policy, issued_at, expires_at, sample_jitter(policy))
+        due = due_at(policy, issued_at, expires_at, sample_jitter(policy) if sample is None else sample)
         if stored and own is None:
             # A lifetime that we gave it starts anew with each reading: renew it soon, or restarts prolong it for ever.
             due = issued_at
@@ -283,6 +345,8 @@ class RefreshingProvider(RenewableResource[T]):
     def flight_succeeded(self, flight: Flight[T, Held[T]], held: Held[T] | None) -> None:
         events: list[Event] = []
         if held is None:
+            if self._sharing is not None:
+                self._sharing.nothing(flight)
             if not flight.fenced:
                 self._set_back(self._clock.now())
         elif not flight.fenced:
@@ -298,6 +362,8 @@ class RefreshingProvider(RenewableResource[T]):
         now = self._clock.now()
         held = self._held
         events: list[Event] = []
+        if self._sharing is not None:
+            self._sharing.failed(flight, error)
         if not flight.fenced:
             self._note_failure(flight, error)
             self._failures += 1
@@ -318,12 +384,11 @@ class RefreshingProvider(RenewableResource[T]):
             *events, FetchFailed(flight.reason, duration, error, remaining, next_at, name=self._owner.name)
         )
 
-    def flight_refused(self, error: BaseException | None) -> bool:
-        return isinstance(error, BudgetExhausted)
-
     def release(self, flight: Flight[T, Held[T]]) -> None:
         super().release(flight)
-        if flight.override and not flight.answered:
+        if self._sharing is not None:
+            self._sharing.release(flight)
+        if flight.override and (flight.refused or not flight.answered):
             self._overridden = 0  # an abandoned try was none
         self._plan()
 
@@ -350,12 +415,26 @@ class RefreshingProvider(RenewableResource[T]):
 
     @enable_ki_protection
     def _forget(self) -> trio.Event | None:
+        settled = self._forget_here(None)
+        return settled if self._sharing is None else self._sharing.clear(settled)
+
+    @enable_ki_protection
+    def _forget_here(self, sparing: Flight[T, Held[T]] | None) -> trio.Event | None:
+        """Forget without telling the other processes. A flight that has asked nobody yet may go on afterwards."""
         self._forget_permanent()
         self._setbacks = 0
         self._backoff.lift()
+        spared, awaited = self._flight, self._awaited
+        if sparing is None or spared is not sparing:
+            spared = None
+        else:
+            self._flight = None
         try:
             return super()._forget()
         finally:
+            if spared is not None and not self._owner.closed:
+                spared.generation = self._generation
+                self._flight, self._awaited = spared, awaited
             self._plan()
 
     def _closed(self) -> None:
@@ -373,6 +452,8 @@ class RefreshingProvider(RenewableResource[T]):
         if self._fast_until > now and self._fast_value is held.value:
             return
         until = held.good_until if held.due_at is None else min(held.due_at, held.good_until)
+        if held.due_at is None and self._sharing is not None:
+            until = self._looked.until(now)
         if until != inf:
             if until - now < 10 * _MARGIN:
                 return
@@ -431,6 +512,8 @@ async def open_provider_with(
     eager: bool = True,
     keep_warm: float = 0.0,
     storage: Storage[Any] | None = None,
+    share: Share | None = None,
+    budget: Budget | None = None,
     fetch_timeout: float | None = 30.0,
     when_abandoned: Literal["finish", "cancel"] = "finish",
     observe: Callable[[Event], None] | None = None,
@@ -451,6 +534,8 @@ async def open_provider_with(
       eager: See there.
       keep_warm: See there.
       storage: See there.
+      share: See there.
+      budget: See there.
       fetch_timeout: See there; counts from after the hook.
       when_abandoned: See there.
       observe: See there.
@@ -468,6 +553,8 @@ async def open_provider_with(
         keep_warm=keep_warm,
         after_claim=after_claim,
         storage=storage,
+        share=share,
+        budget=budget,
         fetch_timeout=fetch_timeout,
         when_abandoned=when_abandoned,
         observe=observe,
@@ -491,6 +578,8 @@ async def open_provider(
     eager: bool = True,
     keep_warm: float = 0.0,
     storage: Storage[Any] | None = None,
+    share: Share | None = None,
+    budget: Budget | None = None,
     fetch_timeout: float | None = 30.0,
     when_abandoned: Literal["finish", "cancel"] = "finish",
     observe: Callable[[Event], None] | None = None,
@@ -513,6 +602,8 @@ async def open_provider(
       keep_warm: Renew a due value without being asked, while the last use is less than this many seconds ago; 0: only
         on use, infinity: always.
       storage: Where the value outlives the process (``get``, ``set``, ``clear``); read once, when first needed.
+      share: The processes that fetch once for all of them, and how they agree; None: this one fetches for itself.
+      budget: What each fetch spends of a limit that is shared with others; None: no limit.
       fetch_timeout: Seconds that one fetch may take, and each storage call by itself; None or infinity: no limit.
       when_abandoned: What becomes of a fetch when its last caller leaves: ``"finish"`` keeps its value, ``"cancel"``
         cancels it. Background refreshes have no callers to lose.
@@ -548,6 +639,8 @@ async def open_provider(
         eager=eager,
         keep_warm=keep_warm,
         storage=storage,
+        share=share,
+        budget=budget,
         fetch_timeout=fetch_timeout,
         when_abandoned=when_abandoned,
         observe=observe,

@@ -388,6 +388,7 @@ class RenewableResource(Generic[T]):
             self._owner.check()
             now = self._clock.now()
             self._used(now)
+            ours = False
             rejected: Held[T] | None = None
             if stale is not None:
                 if self._stash is not None and self._stash.unread:
@@ -401,7 +402,8 @@ class RenewableResource(Generic[T]):
             flight = self._flight
             if flight is None:
                 override = self._admit(now, rejected)
-                flight = await self._claim("forced", rejected, override=override)
+                flight = await self._claim("forced", rejected, override=override, stale=stale)
+                ours = True
             elif not flight.joinable:
                 if not await flight.wait_freed():
                     raise FetchTimeout(f"an earlier fetch did not end within {self.fetch_timeout:g} s")
@@ -413,6 +415,8 @@ class RenewableResource(Generic[T]):
                 if self._asks_again(flight):
                     continue
                 flight.raise_error()
+            if flight.stored and not ours:
+                continue  # it fetched nothing: that is no answer
             if flight.answered and (flight.held is None or self._still_usable(flight.held, self._clock.now())):
                 return flight.held
 
@@ -423,7 +427,7 @@ class RenewableResource(Generic[T]):
 
     def _asks_again(self, flight: Flight[T, Held[T]]) -> bool:
         """Whether those who joined a flight that was refused decide again, in their own name."""
-        return flight.background and self.flight_refused(flight.error)
+        return flight.background and flight.refused
 
     def _consoled(self, refusal: Exception) -> Held[T]:
         held = self._console(self._clock.now(), refusal)
@@ -433,11 +437,18 @@ class RenewableResource(Generic[T]):
 
     @enable_ki_protection
     async def _claim(
-        self, reason: Reason, rejected: Held[T] | None = None, *, override: bool = False, awaited: bool = False
+        self,
+        reason: Reason,
+        rejected: Held[T] | None = None,
+        *,
+        override: bool = False,
+        awaited: bool = False,
+        stale: object = None,
     ) -> Flight[T, Held[T]]:
         """Claim the flight for a caller, pass the hook, and launch it."""
         flight = self._take(reason, background=False)
         flight.rejected = rejected
+        flight.stale = stale
         flight.override = override
         if awaited:
             self._awaited = flight
@@ -482,9 +493,6 @@ class RenewableResource(Generic[T]):
     def flight_failed(self, flight: Flight[T, Held[T]], error: BaseException) -> None:
         self._note_failure(flight, error)
         self._owner.tell(FetchFailed(flight.reason, flight.duration, error, None, None, name=self._owner.name))
-
-    def flight_refused(self, error: BaseException | None) -> bool:
-        return False
 
     def release(self, flight: Flight[T, Held[T]]) -> None:
         if self._flight is flight:

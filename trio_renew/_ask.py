@@ -1,0 +1,77 @@
+"""One call of a store that serves a provider: bounded, reported when it fails, and then no reason to give up.
+
+Invariants:
+
+* What a store raises (an Exception) or takes too long for becomes :class:`StoreDown`, after it was reported as the
+  failure of the store's method; a cancellation and a KeyboardInterrupt stay what they are.
+* A store is the user's code: a KeyboardInterrupt may strike in it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from ._errors import StoreError
+from ._owner import call_user
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ("PATIENCE", "Report", "StoreDown", "ask", "check_methods", "check_name")
+
+#: Seconds that one call of a store may take.
+PATIENCE = 5.0
+
+if TYPE_CHECKING:
+    #: Told the method and the error of each failed call.
+    Report = Callable[[str, BaseException], None]
+
+
+class StoreDown(Exception):
+    """A store could not be asked; that was reported. Never leaves the package."""
+
+
+async def ask(
+    report: Report, store: object, operation: str, *args: object, within: float = PATIENCE, **options: object
+) -> Any:
+    """Call one method of a store.
+
+    Raises:
+      StoreDown: It raised, or took longer than ``within`` seconds.
+    """
+    try:
+        with trio.move_on_after(within):
+            return await call_user(operation, partial(getattr(store, operation), *args, **options))
+        error: Exception = StoreError(f"{operation}() took longer than {within:g} s")
+    except Exception as exc:
+        error = exc
+    report(operation, error)
+    del error  # its traceback holds this frame
+    raise StoreDown
+
+
+def check_methods(name: str, what: str, store: object, *methods: str) -> None:
+    """Refuse what is no such store.
+
+    Raises:
+      TypeError: A method is missing.
+    """
+    for method in methods:
+        if not callable(getattr(store, method, None)):
+            raise TypeError(f"{name} must be {what}, but {type(store).__name__} has no {method}")
+
+
+def check_name(name: str, value: object) -> None:
+    """Refuse what is no non-empty text.
+
+    Raises:
+      TypeError: It is no str.
+      ValueError: It is empty.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not of type {type(value).__name__}")
+    if not value:
+        raise ValueError(f"{name} must not be empty")
