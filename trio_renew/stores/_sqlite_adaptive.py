@@ -92,7 +92,7 @@ class SQLiteAdaptiveRateLimitStore(Limits):
         def work(connection: Connection, look: Look) -> AdaptiveRateLimitStatus:
             window = self._window(connection, resource, look)
             capacity, _ = self._divided(window)
-            count, oldest = window.count()
+            count, oldest = window.tally()
             return AdaptiveRateLimitStatus(
                 remaining=max(0, window.config.limit - count),
                 reset_at=window.now if oldest is None else oldest + window.config.window,
@@ -140,13 +140,13 @@ class SQLiteAdaptiveRateLimitStore(Limits):
         # A user's request is not refused by the division, but it is a look: the division is made with it.
         capacity, _ = self._divided(window)
         connection, (_, _, resource) = window.connection, window.key
-        if window.count()[0] >= window.config.limit:
+        if window.tally()[0] >= window.config.limit:
             return False
         if self._cooldown(connection, resource, window.now, window.seen) is not None:
             return False
         if user:
             return True
-        return not capacity.background_paused and window.count(_BACKGROUND)[0] < capacity.background_max
+        return not capacity.background_paused and window.tally(_BACKGROUND)[0] < capacity.background_max
 
     def _count_one(self, window: Window, user: bool) -> None:
         super()._count_one(window, user)

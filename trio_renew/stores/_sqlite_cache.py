@@ -37,6 +37,9 @@ __all__ = ("SQLiteCacheStore", "encoded")
 
 T = TypeVar("T")
 
+#: How many expired rows go in one transaction: others wait for its end.
+AT_ONCE = 5000
+
 _FIND = "SELECT value, stored_at, expires_at, id FROM renew_cache WHERE ns = ? AND hash = ?"
 _DROP = "DELETE FROM renew_cache WHERE ns = ? AND hash = ?"
 _STORE = "INSERT INTO renew_cache (ns, hash, value, size, stored_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)"
@@ -56,11 +59,14 @@ def encoded(codec: Codec[Any], hash: str, value: object) -> bytes:
       StoreError: The codec cannot do it.
     """
     try:
-        data = codec.encode(value)
-        if not isinstance(data, (bytes, bytearray)):
-            raise TypeError(f"the codec must encode to bytes, and gave {type(data).__name__}")
+        return _bytes(codec.encode(value))
     except Exception as exc:
         raise StoreError(f"the codec cannot encode the value of {hash!r}: {type(exc).__name__}") from exc
+
+
+def _bytes(data: object) -> bytes:
+    if not isinstance(data, (bytes, bytearray)):
+        raise TypeError(f"the codec must encode to bytes, and gave {type(data).__name__}")
     return bytes(data)
 
 
@@ -128,11 +134,10 @@ class SQLiteCacheStore(Generic[T]):
         ttl = check_ttl(ttl)
         labels = check_tags(tags)
         self._database.owner.check()
-        try:
-            data = self._encode(hash, value)
-        except StoreError:
+        data = self._encode(hash, value)
+        if isinstance(data, StoreError):
             await self._database.run(lambda connection, _: connection.execute(_DROP, key))
-            raise
+            raise data
 
         def work(connection: Connection, look: Look) -> None:
             with immediate(connection):
@@ -220,16 +225,23 @@ class SQLiteCacheStore(Generic[T]):
 
     async def cleanup(self) -> int:
         """Remove what has expired; says how many entries that were. A checkpoint."""
-        return (await self._database.run(self.clean))[0]
+        removed = some = (await self._database.run(self.clean))[0]
+        while some == AT_ONCE:
+            some = (await self._database.run(self.clean))[0]
+            removed += some
+        return removed
 
     # --------------------------------------------------------------------------------------------------- our steps
 
-    def _encode(self, hash: str, value: T) -> bytes:
-        data = encoded(self._options.codec, hash, value)
+    def _encode(self, hash: str, value: T) -> bytes | StoreError:
+        try:
+            data = encoded(self._options.codec, hash, value)
+        except StoreError as exc:
+            return exc
         for name in ("max_entry_size_bytes", "max_total_bytes"):
             most = getattr(self._options, name)
             if most is not None and len(data) > most:
-                raise StoreError(f"the value of {hash!r} has {len(data)} bytes, more than {name}={most}")
+                return StoreError(f"the value of {hash!r} has {len(data)} bytes, more than {name}={most}")
         return data
 
     def _usage(self, connection: Connection) -> tuple[int, int]:
@@ -267,11 +279,12 @@ class SQLiteCacheStore(Generic[T]):
         return seen
 
     def clean(self, connection: Connection, look: Look) -> tuple[int, float | None]:
-        """Remove what has expired, and say when something will next."""
+        """Remove what has expired, or some of it, and say when something will next."""
         seen = self._redated(connection, look)
         end = "SELECT MIN(expires_at) FROM renew_cache WHERE ns = ? AND expires_at IS NOT NULL"
         due = connection.execute(end, (self._ns,)).fetchone()[0]
         if due is None or due > seen:
             return 0, due
-        removed = connection.execute(f"DELETE FROM renew_cache WHERE {_EXPIRED}", (self._ns, seen)).rowcount
+        some = f"SELECT id FROM renew_cache WHERE {_EXPIRED} LIMIT {AT_ONCE}"
+        removed = connection.execute(f"DELETE FROM renew_cache WHERE id IN ({some})", (self._ns, seen)).rowcount
         return removed, connection.execute(end, (self._ns,)).fetchone()[0]

@@ -19,7 +19,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from sqlite3 import Connection as Connection
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import trio
 from trio.lowlevel import enable_ki_protection
@@ -37,13 +37,15 @@ X = TypeVar("X")
 
 #: Reads the clock: the instant to date with, and the instant to compare deadlines with.
 Look: TypeAlias = Callable[[], tuple[float, float]]
-#: Removes what is over; gives how many rows, and the next instant at which something will be over, if any.
+#: Removes what is over, or some of it; gives how many things, and the next instant at which something will be over.
 Cleaner: TypeAlias = Callable[[Connection, Look], tuple[int, float | None]]
 
 #: Seconds for which a call waits for other processes' locks.
 PATIENCE = 5.0
 #: Seconds after which what is over is removed without being touched.
 CLEANING = 60.0
+# Seconds that one try waits for a lock: in the worker, and in Trio's own thread.
+_BUSY, _BUSY_HERE = 0.05, 0.005
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
 
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
@@ -55,11 +57,9 @@ class _LockedError(Exception):
     """Another process holds the lock: nothing has happened, and trying again will help."""
 
 
-def check_path(path: object) -> str:
+def check_path(path: Any) -> str:
     """Take the path of a file, absolute from here on."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path must be a str or a path, not {path!r}")
-    text = os.fspath(path)
+    text: Any = os.fspath(path) if hasattr(path, "__fspath__") else path
     if not isinstance(text, str):
         raise TypeError(f"path must be a str or a path of str, not {path!r}")
     if not text or "\0" in text:
@@ -89,7 +89,19 @@ class Database:
       clock: The user's clock, or None.
     """
 
-    __slots__ = ("_cleaners", "_clock", "_connection", "_file", "_free", "_inline", "_turn", "_used", "owner", "path")
+    __slots__ = (
+        "_cleaners",
+        "_clock",
+        "_connection",
+        "_file",
+        "_free",
+        "_inline",
+        "_scope",
+        "_turn",
+        "_used",
+        "owner",
+        "path",
+    )
 
     def __init__(self, owner: Owner, path: str, clock: Callable[[], float] | None = None) -> None:
         self.owner = owner
@@ -103,15 +115,14 @@ class Database:
         self._free = trio.CapacityLimiter(1)
         self._used = trio.Event()
         self._cleaners: list[Cleaner] = []
+        # Made here: the owner may close before its task has taken its first step.
+        self._scope = trio.CancelScope(shield=True)
+        owner.on_closing(self._scope.cancel)
 
     @property
     def inline(self) -> bool:
         """Whether the work is done in Trio's own thread."""
         return self._inline
-
-    def now(self) -> float:
-        """Read the store's clock. In Trio's thread."""
-        return time.time() if self._clock is None else self._clock()
 
     # Work
 
@@ -139,14 +150,14 @@ class Database:
         return result
 
     async def _run(self, work: Callable[[Connection, Look], X]) -> X:
-        started = trio.current_time()
+        deadline = trio.current_time() + PATIENCE
         pause = _FIRST_PAUSE
         while True:
             self.owner.check()
             try:
-                return await (self._do_here(work) if self._inline else self._do_in_worker(work))
+                return await (self._do_here(work) if self._inline else self._do_in_worker(work, deadline))
             except _LockedError as locked:
-                if trio.current_time() - started >= PATIENCE:
+                if trio.current_time() >= deadline:
                     raise StoreError(f"{self.path} was locked for {PATIENCE:g} s: {locked}") from locked.__cause__
             await trio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -157,12 +168,15 @@ class Database:
         return self._attempt(work, self._look())
 
     @enable_ki_protection
-    async def _do_in_worker(self, work: Callable[[Connection, Look], X]) -> X:
+    async def _do_in_worker(self, work: Callable[[Connection, Look], X], deadline: float) -> X:
         me = object()
         try:
             self._turn.acquire_on_behalf_of_nowait(me)
         except trio.WouldBlock:
-            await self._turn.acquire_on_behalf_of(me)
+            with trio.move_on_at(deadline) as waiting:
+                await self._turn.acquire_on_behalf_of(me)
+            if waiting.cancelled_caught:
+                raise StoreError(f"{self.path} was busy with other calls for {PATIENCE:g} s") from None
         try:
             self.owner.check()
             return await trio.to_thread.run_sync(self._attempt, work, self._look(), limiter=self._free)
@@ -177,20 +191,23 @@ class Database:
 
     @enable_ki_protection
     def _attempt(self, work: Callable[[Connection, Look], X], look: Look) -> X:
+        keep = False
         try:
             if self._connection is None or self._file != self._identity():
                 self._disconnect()
-                self._connection = connect(self.path)
+                self._connection = connect(self.path, _BUSY_HERE if self._inline else _BUSY)
                 self._file = self._identity()
-            return work(self._connection, look)
-        except BaseException as exc:
+            result = work(self._connection, look)
+            keep = True
+            return result
+        except (sqlite3.Error, OSError, StoreError) as exc:
             code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-            self._roll_back(keep=code in _LOCKED or code in _HARMLESS)
+            keep = code in _LOCKED or code in _HARMLESS
             if code in _LOCKED:
                 raise _LockedError(str(exc)) from exc
-            if isinstance(exc, (sqlite3.Error, OSError, StoreError)):
-                raise StoreError(f"{self.path} cannot be used: {exc}") from exc
-            raise
+            raise StoreError(f"{self.path} cannot be used: {exc}") from exc
+        finally:
+            self._roll_back(keep)
 
     def _roll_back(self, keep: bool) -> None:
         connection = self._connection
@@ -236,8 +253,7 @@ class Database:
 
     async def keep_clean(self) -> None:
         """Remove what is over while the owner lives; asleep while nobody uses the file and nothing ends."""
-        with trio.CancelScope(shield=True) as scope:
-            self.owner.on_closing(scope.cancel)
+        with self._scope:
             pause = math.inf
             while True:
                 with trio.move_on_after(pause):
@@ -245,7 +261,9 @@ class Database:
                 self._used = trio.Event()
                 await trio.sleep(CLEANING)
                 try:
-                    pause = await self._run(self._clean)
+                    while not (pause := await self._run(self._clean)):
+                        # There is more that is over than one step removes.
+                        pass
                 except (StoreError, trio.ClosedResourceError):
                     # Whoever uses the file next is told, or nobody is there any more.
                     pause = math.inf

@@ -49,7 +49,7 @@ class Window(NamedTuple):
         """The values of the condition for what is in the window."""
         return (*self.key, self.now - self.config.window - _MARGIN, self.config.window, self.seen)
 
-    def count(self, only: str = "") -> tuple[int, float | None]:
+    def tally(self, only: str = "") -> tuple[int, float | None]:
         """Count the requests, and give the instant of the oldest one."""
         question = f"SELECT COUNT(*), MIN(at) FROM renew_requests WHERE {_IN_WINDOW}{only}"
         found: tuple[int, float | None] = self.connection.execute(question, self.bounds).fetchone()
@@ -57,7 +57,7 @@ class Window(NamedTuple):
 
     def wait(self, most: int, only: str = "") -> float:
         """Give the seconds until fewer than ``most`` of them are left."""
-        count = self.count(only)[0]
+        count = self.tally(only)[0]
         if count < most:
             return 0.0
         question = f"SELECT at FROM renew_requests WHERE {_IN_WINDOW}{only} ORDER BY at LIMIT 1 OFFSET ?"
@@ -224,7 +224,7 @@ class Limits:
         infos: list[ResourceInfo] = []
         for resource in sorted(names):
             window = self._window(connection, resource, look)
-            count = window.count()[0]
+            count = window.tally()[0]
             until = self._cooldown(connection, resource, window.now, window.seen)
             if count or until is not None:
                 infos.append(ResourceInfo(resource, count, window.config.limit, window.config.window, until))
@@ -310,7 +310,7 @@ class SQLiteRateLimitStore(Limits):
 
         def work(connection: Connection, look: Look) -> RateLimitStatus:
             window = self._window(connection, resource, look)
-            count, oldest = window.count()
+            count, oldest = window.tally()
             limit = window.config.limit
             reset_at = window.now if oldest is None else oldest + window.config.window
             return RateLimitStatus(remaining=max(0, limit - count), reset_at=reset_at, limit=limit)
@@ -330,5 +330,5 @@ class SQLiteRateLimitStore(Limits):
         return await self._database.run(work)
 
     def _is_free(self, window: Window) -> bool:
-        full = window.count()[0] >= window.config.limit
+        full = window.tally()[0] >= window.config.limit
         return not full and self._cooldown(window.connection, window.key[2], window.now, window.seen) is None

@@ -30,9 +30,6 @@ __all__ = ("MEMORY", "MIGRATIONS", "PLAIN", "SPLIT", "connect", "immediate", "mi
 MEMORY = ":memory:"
 #: The kinds of rate limits.
 PLAIN, SPLIT = 0, 1
-# How long SQLite itself waits for another process's lock, in milliseconds. Short: it cannot be cancelled meanwhile.
-_BUSY_MS = 50
-
 _FIRST = (
     # -- cache
     """CREATE TABLE renew_cache (
@@ -101,8 +98,12 @@ def immediate(connection: sqlite3.Connection) -> Generator[None, None, None]:
     connection.execute("COMMIT")
 
 
-def connect(path: str) -> sqlite3.Connection:
+def connect(path: str, busy_timeout: float = 0.05) -> sqlite3.Connection:
     """Open the file, making it where there is none, in WAL mode and in our version.
+
+    Args:
+      path: The file.
+      busy_timeout: Seconds for which SQLite itself waits for another process's lock. Short: that cannot be cancelled.
 
     Raises:
       sqlite3.Error, OSError: It cannot be done; SQLITE_BUSY where trying again may help.
@@ -110,7 +111,7 @@ def connect(path: str) -> sqlite3.Connection:
     """
     if path != MEMORY:
         _create(path)
-    connection = sqlite3.connect(path, timeout=_BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None, check_same_thread=False)
     try:
         if path != MEMORY and connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             # A file that is of a newer version, or no database, must not be changed by looking at it.

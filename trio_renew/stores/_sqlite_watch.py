@@ -127,6 +127,7 @@ class Watch:
         self._late = True
         if not self._running:
             self._running = True
+            self._scope = trio.CancelScope(shield=True)
             self._database.owner.start(self._look_around, "watch")
         try:
             await waiting.told.wait()
@@ -159,7 +160,7 @@ class Watch:
 
     async def _look_around(self) -> None:
         try:
-            with trio.CancelScope(shield=True) as self._scope:
+            with self._scope:
                 await self._until_nobody_waits()
         except trio.ClosedResourceError:
             # Closing has told everybody.

@@ -8,14 +8,11 @@ Invariants:
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from .._owner import Owner, hosting, owning
 from .._policy.capacity import AdaptiveConfig, RateLimitConfig
 from .._storage import JsonCodec
-from ..abc import Codec
 from ._common import Options, Stores, check_text
 from ._sqlite_adaptive import SQLiteAdaptiveRateLimitStore
 from ._sqlite_bus import SQLiteBus
@@ -23,6 +20,12 @@ from ._sqlite_cache import SQLiteCacheStore
 from ._sqlite_db import Database, check_path
 from ._sqlite_dedupe import SQLiteDedupeStore
 from ._sqlite_limits import SQLiteRateLimitStore
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import AsyncGenerator, Callable, Mapping
+
+    from ..abc import Codec
 
 __all__ = (
     "SQLiteAdaptiveRateLimitStore",
@@ -48,13 +51,13 @@ async def open_sqlite_stores(
     path: str | os.PathLike[str],
     *,
     prefix: str = "",
-    codec: Codec[Any] = JsonCodec(),  # noqa: B008 - it has no state
+    codec: Codec[Any] = JsonCodec(),
     max_items: int | None = None,
     max_entry_size_bytes: int | None = None,
     max_total_bytes: int | None = None,
     lease: float = 10.0,
     default_config: RateLimitConfig = RateLimitConfig(limit=60, window=60.0),
-    resource_configs: Mapping[str, RateLimitConfig] = {},  # noqa: B006 - never changed
+    resource_configs: Mapping[str, RateLimitConfig] = {},
     adaptive_config: AdaptiveConfig = AdaptiveConfig(),
     clock: Callable[[], float] | None = None,
 ) -> AsyncGenerator[SQLiteStores[Any], None]:
@@ -111,13 +114,13 @@ async def open_sqlite_stores(
     try:
         async with hosting(owner):
             stores: SQLiteStores[Any] = Stores(
-                cache=SQLiteCacheStore(database, prefix, options),
-                dedupe=SQLiteDedupeStore(database, prefix, options),
+                cache=SQLiteCacheStore[Any](database, prefix, options),
+                dedupe=SQLiteDedupeStore[Any](database, prefix, options),
                 rate_limit=SQLiteRateLimitStore(database, prefix, options),
                 adaptive=SQLiteAdaptiveRateLimitStore(database, prefix, options),
             )
             owner.start(database.keep_clean, "cleaner")
-            yield stores
+            yield stores  # noqa: ASYNC119 - owning makes a context manager of it
     finally:
         await database.aclose()
 
@@ -152,8 +155,8 @@ async def open_sqlite_bus(path: str | os.PathLike[str]) -> AsyncGenerator[SQLite
             owner.start(bus.take_part, "bus")
             await bus.opened()
             try:
-                yield bus
+                yield bus  # noqa: ASYNC119 - owning makes a context manager of it
             finally:
-                await bus.flush()
+                await bus.flush()  # noqa: ASYNC102 - it shields itself, for a second at most
     finally:
         await database.aclose()
