@@ -673,20 +673,21 @@ def test_exits_in_the_bytecode():
     def plain(one):
         return plain(None)
 
-    code = work.__code__
-    steps = list(dis.get_instructions(code))
-    exits = [step.opname for step in steps if bytecode.leaves_a_with(code, step.offset)]
+    exits = bytecode.exits_of(work.__code__)
+    names = [step.opname for step in dis.get_instructions(work) if step.offset in exits.leaving]
     # Once after the body (with its result on the stack, and behind that), once after an exception.
-    assert exits == ["SWAP", "LOAD_CONST", "PUSH_EXC_INFO"]
-    assert not any(bytecode.leaves_a_with(plain.__code__, step.offset) for step in dis.get_instructions(plain))
-    assert not any(bytecode.slips_past_handlers(code, step.offset) for step in steps)
+    assert names == ["SWAP", "LOAD_CONST", "PUSH_EXC_INFO"]
+    assert not exits.unseen
+    assert bytecode.exits_of(plain.__code__) == bytecode.Exits(frozenset(), frozenset())
 
-    def covered():
+    def missed():
         with contextlib.nullcontext():
             try:
                 pass
             finally:
                 trio.lowlevel.current_task()
+
+    assert bytecode.exits_of(missed.__code__).unseen
 
     def handled():
         with contextlib.nullcontext() as one:
@@ -694,13 +695,8 @@ def test_exits_in_the_bytecode():
                 if one is None:
                     return
 
-    code = handled.__code__
-    nothings = [step.offset for step in dis.get_instructions(code) if step.opname == "NOP"]
-    assert nothings
-    assert not any(bytecode.slips_past_handlers(code, offset) for offset in nothings)
-
-    code = covered.__code__
-    assert sum(bytecode.slips_past_handlers(code, step.offset) for step in dis.get_instructions(code)) >= 1
+    assert [step for step in dis.get_instructions(handled) if step.opname == "NOP"]
+    assert not bytecode.exits_of(handled.__code__).unseen
 
 
 # The tracer itself runs where no tracer sees it, so here it is called by hand.
@@ -713,8 +709,16 @@ def frame_of(name="guarded"):
     )
 
 
+def by_hand(at):
+    """A tracer that does not end the tracing of the test run."""
+    stopped = []
+    tracer = interrupts.Tracer(interrupts.Within([guarded]), at, lambda: stopped.append(True))
+    tracer.stopped = stopped
+    return tracer
+
+
 def test_the_tracer_counts_lines_only_while_it_is_armed():
-    tracer = interrupts.Tracer(interrupts.Within([guarded]), 3)
+    tracer = by_hand(3)
     assert tracer.on_call(frame_of(), "call", None) is None
     tracer.armed = True
     assert tracer.on_call(frame_of("elsewhere"), "call", None) is None
@@ -725,6 +729,7 @@ def test_the_tracer_counts_lines_only_while_it_is_armed():
     with warnings.catch_warnings(), pytest.raises(KeyboardInterrupt):
         tracer.on_line(frame_of(), "line", None)
     assert not tracer.armed
+    assert tracer.stopped == [True]
     assert tracer.place is not None
     tracer.on_line(frame_of(), "line", None)
     assert tracer.count == 3
@@ -739,11 +744,9 @@ def test_a_line_that_does_nothing_leaves_it_to_the_next_one():
                 pass
 
     code = work.__code__
-    offsets = [step.offset for step in dis.get_instructions(code)]
-    gap = next(offset for offset in offsets if bytecode.slips_past_handlers(code, offset))
-    assert not all(bytecode.slips_past_handlers(code, offset) for offset in offsets)
+    gap = min(bytecode.exits_of(code).unseen)
     here = SimpleNamespace(f_code=code, f_lineno=1, f_lasti=gap)
-    tracer = interrupts.Tracer(interrupts.Within([guarded]), 1)
+    tracer = by_hand(1)
     tracer.armed = True
     tracer.on_line(here, "line", None)
     assert (tracer.pending, tracer.armed, tracer.count) == (True, True, 1)
@@ -753,7 +756,7 @@ def test_a_line_that_does_nothing_leaves_it_to_the_next_one():
     assert tracer.place == f"{code.co_filename}:1"
 
     # Without a next one it comes when the scenario is over.
-    last = interrupts.Tracer(interrupts.Within([guarded]), 1)
+    last = by_hand(1)
 
     async def scenario():
         last.on_line(here, "line", None)
@@ -769,7 +772,7 @@ def test_a_line_that_does_nothing_leaves_it_to_the_next_one():
 
 @pytest.mark.parametrize("when", ["never", "in the scenario", "with another error"])
 def test_a_run_by_hand(when):
-    tracer = interrupts.Tracer(interrupts.Within([guarded]), 1)
+    tracer = by_hand(1)
 
     async def scenario():
         if when != "never":
@@ -792,3 +795,5 @@ def test_names_that_are_no_names():
     assert not within[None]
     assert within["guarded"]
     assert not within["guarded.sub"]
+    code = guarded.exiting.__code__
+    assert within.exits_of(code) is within.exits_of(code)

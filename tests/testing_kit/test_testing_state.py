@@ -224,6 +224,16 @@ def test_a_step_costs_at_most_three_bare_runs():
     assert swept <= 3 * alone
 
 
+def test_an_interrupted_run_costs_at_most_three_bare_runs():
+    def bare():
+        trio.run(a_dozen_steps, clock=trio.testing.MockClock(autojump_threshold=0))
+
+    lines = interrupt_at_every_line(a_dozen_steps, within=THIS).steps
+    alone = best_of(bare, 20)
+    swept = best_of(lambda: interrupt_at_every_line(a_dozen_steps, within=THIS), 1) / (lines + 2)
+    assert swept <= 3 * alone
+
+
 def test_it_works_without_pytest_and_registers_nothing():
     program = textwrap.dedent(
         """

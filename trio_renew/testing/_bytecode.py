@@ -9,51 +9,58 @@ from __future__ import annotations
 import dis
 from typing import TYPE_CHECKING
 
+import attrs
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from types import CodeType
 
-__all__ = ("leaves_a_with", "slips_past_handlers")
+__all__ = ("Exits", "exits_of")
 
 
-def _ahead(code: CodeType, offset: int) -> list[dis.Instruction]:
-    return [step for step in dis.get_instructions(code) if step.offset >= offset][:5]
+@attrs.frozen
+class Exits:
+    """The offsets of a function's code where a line may begin but nothing must be raised.
 
-
-def leaves_a_with(code: CodeType, offset: int) -> bool:
-    """Say whether a line begins at this offset with nothing but the call of a context manager's exit.
-
-    That is where Python comes by the line of the ``with`` once more, on the way from its body to ``__exit__``. An
-    exception there would skip the exit.
+    Attributes:
+      leaving: A line begins there with nothing but the call of a context manager's exit. That is where Python comes by
+        the line of the ``with`` once more, on the way from its body to ``__exit__``; an exception would skip that.
+      unseen: An instruction that does nothing (``pass``, ``try:``) inside of a ``with`` or ``try``. Since it cannot
+        raise, Python leaves it out of the table of handlers; an exception would miss all of them.
     """
-    ahead = _ahead(code, offset)
+
+    leaving: frozenset[int]
+    unseen: frozenset[int]
+
+
+def exits_of(code: CodeType) -> Exits:
+    """Read a function's code."""
+    steps = list(dis.get_instructions(code))
+    leaving = frozenset(step.offset for n, step in enumerate(steps) if _leaves(steps[n : n + 5]))
+    handlers: dict[int, list[tuple[int, int]]] = {}
+    for start, end, handler in _handled(code):
+        handlers.setdefault(handler, []).append((start, end))
+    nothings = [step.offset for step in steps if step.opname == "NOP"]
+    return Exits(leaving, frozenset(offset for offset in nothings if _misses(handlers.values(), offset)))
+
+
+def _leaves(ahead: list[dis.Instruction]) -> bool:
     names = [step.opname for step in ahead]
     if names[:2] == ["PUSH_EXC_INFO", "WITH_EXCEPT_START"]:
         return True
     # A result of the body (`return x`) is moved out of the way first.
-    ahead = ahead[1:] if names[:1] == ["SWAP"] else ahead[:4]
-    nones, call = ahead[:3], ahead[3:]
+    begin = names[:1] == ["SWAP"]
     return (
-        len(call) == 1
-        and call[0].opname in ("PRECALL", "CALL")
-        and all(step.opname == "LOAD_CONST" and step.argval is None for step in nones)
+        names[begin : begin + 3] == ["LOAD_CONST"] * 3
+        and names[begin + 3 : begin + 4] in (["PRECALL"], ["CALL"])
+        and all(step.argval is None for step in ahead[begin : begin + 3])
     )
 
 
-def slips_past_handlers(code: CodeType, offset: int) -> bool:
-    """Say whether an exception at this offset would miss the handlers around it.
-
-    A line may begin with an instruction that does nothing (``pass``, ``try:``). Since it cannot raise, Python leaves
-    it out of the table of handlers, also where it stands in a ``with`` or ``try``.
-    """
-    if _ahead(code, offset)[0].opname != "NOP":
+def _misses(handlers: Collection[list[tuple[int, int]]], offset: int) -> bool:
+    if any(start <= offset < end for ranges in handlers for start, end in ranges):
         return False
-    handlers: dict[int, list[tuple[int, int]]] = {}
-    for start, end, handler in _handled(code):
-        handlers.setdefault(handler, []).append((start, end))
-    if any(start <= offset < end for ranges in handlers.values() for start, end in ranges):
-        return False
-    return any(ranges[0][0] <= offset < ranges[-1][1] for ranges in handlers.values())
+    return any(ranges[0][0] <= offset < ranges[-1][1] for ranges in handlers)
 
 
 def _handled(code: CodeType) -> Iterator[tuple[int, int, int]]:

@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import signal
 import sys
@@ -28,7 +29,7 @@ from ._sweeps import arguments, check_functions, check_number, raise_finding, st
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterable
-    from types import FrameType
+    from types import CodeType, FrameType
 
 __all__ = ("interrupt_at_every_line",)
 
@@ -41,11 +42,19 @@ class Within(dict[object, bool]):
 
     def __init__(self, modules: Iterable[ModuleType]) -> None:
         super().__init__()
+        self._exits: dict[CodeType, _bytecode.Exits] = {}
         self._modules = [(module.__name__, hasattr(module, "__path__")) for module in modules]
 
     def __missing__(self, name: object) -> bool:
         self[name] = inside = isinstance(name, str) and not _belongs(name, _KIT) and self._covers(name)
         return inside
+
+    def exits_of(self, code: CodeType) -> _bytecode.Exits:
+        """Where in this code nothing must be raised; remembered too."""
+        exits = self._exits.get(code)
+        if exits is None:
+            exits = self._exits[code] = _bytecode.exits_of(code)
+        return exits
 
     def _covers(self, name: str) -> bool:
         return any(name == own or (is_package and _belongs(name, own)) for own, is_package in self._modules)
@@ -61,10 +70,14 @@ class Tracer:
     Args:
       within: Which modules.
       at: At which line, counted from 1; None: at none.
+      stop: Called when there is nothing more to trace; the rest of the run is then as fast as ever.
     """
 
-    def __init__(self, within: Within, at: int | None) -> None:
+    def __init__(
+        self, within: Within, at: int | None, stop: Callable[[], object] = functools.partial(sys.settrace, None)
+    ) -> None:
         self.within = within
+        self.stop = stop
         self.at = at
         self.count = 0
         self.armed = False
@@ -92,14 +105,16 @@ class Tracer:
     def strike(self, frame: FrameType) -> None:
         """Do as if a signal came before the next instruction of this frame."""
         self.place = self.place or f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        self.pending = _bytecode.slips_past_handlers(frame.f_code, frame.f_lasti)
+        exits = self.within.exits_of(frame.f_code)
+        self.pending = frame.f_lasti in exits.unseen
         if not self.pending:
             # Without a frame Trio keeps the interrupt until it can deliver it.
-            self.deliver(None if _bytecode.leaves_a_with(frame.f_code, frame.f_lasti) else frame)
+            self.deliver(None if frame.f_lasti in exits.leaving else frame)
 
     def deliver(self, frame: FrameType | None) -> None:
         """Let Trio's handler do the rest, once."""
         self.armed = self.pending = False
+        self.stop()
         # From here on: a coroutine that was made but not awaited yet is dropped by the interrupt, not forgotten.
         _allow_unawaited_coroutines()
         self.handler(signal.SIGINT, frame)
