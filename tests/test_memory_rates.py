@@ -12,6 +12,7 @@ import trio.testing
 from trio_renew._policy.capacity import RateLimitConfig
 from trio_renew.abc import AdaptiveRateLimitStatus, RateLimitStatus
 from trio_renew.stores._common import RateLimitStats, ResourceInfo
+from trio_renew.stores._memory_life import seconds_until
 from trio_renew.stores.memory import (
     MemoryAdaptiveRateLimitStore,
     MemoryRateLimitStore,
@@ -168,6 +169,16 @@ async def test_waiting_is_long_enough_whatever_the_rounding(start: float, window
             assert await stores.rate_limit.acquire("a")
             clock.now += window * step / 20
             clock.now += await stores.rate_limit.get_wait_time("a")
+
+
+@pytest.mark.parametrize(
+    ("now", "deadline"),
+    [(0.36134679851370033, 1.7329240194044695), (1.7980267192681443, 7.806590770571897), (1.0, 3.5), (7.0, 5.0)],
+)
+def test_waiting_reaches_its_deadline_whatever_the_rounding(now: float, deadline: float) -> None:
+    wait = seconds_until(deadline, now)
+    assert now + wait >= deadline
+    assert wait == pytest.approx(max(0.0, deadline - now))
 
 
 @BOTH

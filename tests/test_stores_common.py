@@ -19,6 +19,7 @@ from trio_renew.stores._common import (
     check_tags,
     check_text,
     check_ttl,
+    check_value,
     error_type_name,
     in_page,
 )
@@ -40,6 +41,7 @@ def test_an_error_that_has_travelled_keeps_its_name() -> None:
 
 def test_what_is_right_passes_as_it_is() -> None:
     assert check_text("hash", "漢字") == "漢字"
+    check_value(0)
     assert [check_scope(scope) for scope in (None, "", "a:")] == ["", "", "a:"]
     assert [check_ttl(ttl) for ttl in (0, -1, 0.5, 60)] == [0.0, -1.0, 0.5, 60.0]
     assert check_tags(["b", "a", "b"]) == ("b", "a")

@@ -186,10 +186,9 @@ class MemoryDedupeStore(Generic[T]):
 
     @enable_ki_protection
     def _lose(self, job: _Job) -> None:
-        if job.status == "pending":
-            del self._jobs[job.hash]
-            job.status = "lost"
-            job.settled.set()
+        del self._jobs[job.hash]
+        job.status = "lost"
+        job.settled.set()
 
     @enable_ki_protection
     def _register(self, hash: str, *, registered: bool) -> Registration:
