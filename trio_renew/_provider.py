@@ -194,10 +194,10 @@ class RefreshingProvider(RenewableResource[T]):
 
     def _look_at_share(self, sharing: Sharing[T], held: Held[T], now: float) -> None:
         """Notice a ``clear()`` of another process although no refresh is in sight."""
-        overlooked = held.due_at is None or now >= held.due_at or not sharing.known
+        overlooked = held.due_at is None or now >= held.due_at or not sharing.generation.known
         if overlooked and now >= self._looked.until(now):
             self._looked.set(now, _LOOK_EVERY)
-            sharing.look_soon()
+            sharing.generation.look_soon()
 
     def _refresh_in_background(self, reason: Reason) -> None:
         self._take(reason, background=True).launch()
@@ -416,7 +416,7 @@ class RefreshingProvider(RenewableResource[T]):
     @enable_ki_protection
     def _forget(self) -> trio.Event | None:
         settled = self._forget_here(None)
-        return settled if self._sharing is None else self._sharing.clear(settled)
+        return settled if self._sharing is None else self._sharing.generation.clear(settled)
 
     @enable_ki_protection
     def _forget_here(self, sparing: Flight[T, Held[T]] | None) -> trio.Event | None:

@@ -13,16 +13,14 @@ Invariants:
 
 * A record and a job belong to one generation: their keys carry it. So what was fetched before a ``clear()`` is never
   read after it, whenever it is written.
-* A generation that has moved makes the provider forget what it holds. A flight that finds this before it has asked
-  anybody goes on in the new generation; later, it is fenced.
+* A flight that finds that the generation has moved before it has asked anybody goes on in the new one; later, it is
+  fenced.
 * Only the owner of a job writes, right after it has prolonged it.
 * A store that fails is reported, and the flight goes on without it: it asks the source itself, and writes nothing.
-* Until the store knows the generation that our own ``clear()`` began, nothing is read from it.
 """
 
 from __future__ import annotations
 
-import os
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, final
 
@@ -34,6 +32,7 @@ from . import _record
 from ._ask import StoreDown, ask, check_methods, check_name
 from ._codecs import check_codec
 from ._errors import FetchTimeout
+from ._generation import Generation
 from ._job import Job, given_up
 from ._values import Lease
 
@@ -53,8 +52,6 @@ T = TypeVar("T")
 
 # How the outcome of a job starts, before the text of a record: fetched for this job, found in the store, no value.
 _FETCHED, _FOUND, _NOTHING = "+", "=", "-"
-# The generation of a store that has none.
-_FIRST = "first"
 
 
 def _check_cache(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -137,24 +134,20 @@ class Sharing(Generic[T]):
       held: Gives what the provider holds.
       moved: Makes the provider forget, as by ``clear()``, but for a flight that goes on.
       report: Told each failure of a store.
+
+    Attributes:
+      generation: The generation that the store has, as this provider knows it.
     """
 
     __slots__ = (
         "_appraise",
-        "_epoch",
-        "_failures",
         "_held",
         "_jobs",
-        "_known",
         "_last",
-        "_looking",
-        "_moved",
         "_owner",
-        "_putting",
         "_report",
-        "_seen",
         "_share",
-        "_unput",
+        "generation",
     )
 
     def __init__(
@@ -171,20 +164,10 @@ class Sharing(Generic[T]):
         self._share = share
         self._appraise = appraise
         self._held = held
-        self._moved = moved
         self._report = report
         self._jobs: dict[Flight[T, Held[T]], Job] = {}
         self._last: Job | None = None
-        #: The generation that what we hold belongs to; None: not known yet. A new epoch begins with each change of it.
-        self._known: str | None = None
-        self._epoch = 0
-        #: The generation that the store was last seen to have; None: never seen.
-        self._seen: str | None = None
-        #: The generation that our clear() began and the store does not have yet.
-        self._unput: str | None = None
-        self._putting = trio.Lock()
-        self._failures = 0
-        self._looking = False
+        self.generation: Generation[Flight[T, Held[T]]] = Generation(owner, share.cache, share.key, moved, report)
 
     # The flight
 
@@ -229,7 +212,7 @@ class Sharing(Generic[T]):
             if record is not None and self._usable(flight, record, before):
                 flight.stored = True
                 return _Found(record)
-            hash = self._key(generation)
+            hash = self.generation.key(generation)
             registration = await ask(self._report, self._share.dedupe, "register_or_join", hash)
             if not registration.is_owner:
                 found = await self._join(flight, hash, registration.job_id)
@@ -285,7 +268,7 @@ class Sharing(Generic[T]):
                 return None
             flight.stored = not fetched
         try:
-            await self._look(None)
+            await self.generation.look(None)
         except StoreDown:
             pass  # what it brought is good all the same
         return found
@@ -300,8 +283,11 @@ class Sharing(Generic[T]):
             return False  # expired, by our clock
         if not self._owner.clock.now() < news.good_until:
             return False
-        stale = cast("Lease[object]", flight.stale).value if isinstance(flight.stale, Lease) else flight.stale
-        rejected: object = stale if flight.rejected is None else flight.rejected.value
+        rejected: object = flight.stale
+        if flight.rejected is not None:
+            rejected = flight.rejected.value
+        elif isinstance(rejected, Lease):
+            rejected = cast("Lease[object]", rejected).value
         if rejected is not None and _record.same(record.value, rejected):
             return False
         held = None if flight.fenced else self._held()
@@ -326,11 +312,11 @@ class Sharing(Generic[T]):
             try:
                 if not flight.fenced:
                     # It may have been cleared meanwhile; then this fences the flight.
-                    await self._look(None)
+                    await self.generation.look(None)
                 ttl = 0.0 if held.expires_at is None else held.expires_at - self._owner.clock.now()
                 lives = held.expires_at is None or ttl > 0.0
                 if lives and not _is_fenced(flight) and await job.still_ours():
-                    await ask(self._report, self._share.cache, "set", self._key(job.generation), text, ttl)
+                    await ask(self._report, self._share.cache, "set", self.generation.key(job.generation), text, ttl)
             except StoreDown:
                 pass
         job.complete(_FETCHED + text)
@@ -357,101 +343,9 @@ class Sharing(Generic[T]):
         if job is not None:
             job.give_up()
 
-    # The generation
-
-    def clear(self, after: trio.Event | None) -> trio.Event:
-        """Begin a new generation, whoever waits for it; the event is set when the store has it, and ``after`` is."""
-        self._known = self._unput = os.urandom(16).hex()
-        self._epoch += 1
-        done = trio.Event()
-        self._owner.on_closing(done.set)
-        self._owner.start(lambda: self._run_clear(done, after), "share clear")
-        return done
-
-    async def _run_clear(self, done: trio.Event, after: trio.Event | None) -> None:
-        with trio.CancelScope(shield=True):
-            try:
-                await self._put()
-            except StoreDown:
-                pass  # the next look tries again
-            try:
-                if after is not None:
-                    await after.wait()
-            finally:
-                self._owner.not_closing(done.set)
-                done.set()
-
-    def look_soon(self) -> None:
-        """Look at the generation in the background, so that a ``clear()`` elsewhere is noticed here."""
-        if self._looking:
-            return
-        self._looking = True
-        scope = trio.CancelScope(shield=True)
-        self._owner.on_closing(scope.cancel)
-        self._owner.start(lambda: self._run_look(scope), "share look")
-
-    async def _run_look(self, scope: trio.CancelScope) -> None:
-        try:
-            with scope:
-                await self._look(None)
-        except StoreDown:
-            pass
-        finally:
-            self._looking = False
-            self._owner.not_closing(scope.cancel)
-
-    @property
-    def known(self) -> bool:
-        """Whether a change of the generation would be noticed."""
-        return self._known is not None
-
-    async def _look(self, sparing: Flight[T, Held[T]] | None) -> str:
-        """Read the generation; where it has moved, forget what belongs to the old one."""
-        while True:
-            await self._put()
-            epoch = self._epoch
-            generation = await self._generation()
-            # Somebody here has learnt better meanwhile: what was read may be older.
-            if epoch == self._epoch:
-                break
-        known, self._known = self._known, generation
-        self._seen = generation
-        if known != generation:
-            self._epoch += 1
-            if known is not None:
-                self._moved(sparing)
-        return generation
-
-    async def _generation(self) -> str:
-        found = await ask(self._report, self._share.cache, "get", self._key("generation"))
-        return _FIRST if found is None else str(found)
-
-    async def _put(self) -> None:
-        """Let the store know the generation that our clear() began."""
-        failures = self._failures
-        async with self._putting:
-            while self._unput is not None:
-                if self._failures != failures:
-                    raise StoreDown  # who waited here need not try again
-                wanted, cache = self._unput, self._share.cache
-                try:
-                    old = await self._generation() if self._seen is None else self._seen
-                    await ask(self._report, cache, "set", self._key("generation"), wanted, 0.0)
-                except StoreDown:
-                    self._failures += 1
-                    raise
-                self._seen = wanted
-                if self._unput == wanted:
-                    self._unput = None
-                try:
-                    # Nobody reads it any more; a value that never ends would stay for ever.
-                    await ask(self._report, cache, "delete", self._key(old))
-                except StoreDown:
-                    pass
-
     async def _read(self, flight: Flight[T, Held[T]]) -> tuple[str, Record | None]:
-        generation = await self._look(flight)
-        text = await ask(self._report, self._share.cache, "get", self._key(generation))
+        generation = await self.generation.look(flight)
+        text = await ask(self._report, self._share.cache, "get", self.generation.key(generation))
         if text is None:
             return generation, None
         try:
@@ -460,6 +354,3 @@ class Sharing(Generic[T]):
             self._report("get", exc)
             return generation, None
         return generation, record if record.generation == generation else None
-
-    def _key(self, what: str) -> str:
-        return f"{self._share.key}:{what}"
