@@ -177,7 +177,7 @@ class RenewableResource(Generic[T]):
           trio.ClosedResourceError: The owner is closed.
           RuntimeError: Called from another thread or Trio run.
         """
-        if time() < self._fast_until and get_ident() == self._thread:
+        if get_ident() == self._thread and time() < self._fast_until:
             return self._fast_value  # type: ignore[return-value]
         return self._get_nowait()
 
