@@ -304,9 +304,8 @@ class TestUnderPytest(DedupeStoreContract):
             yield stores.dedupe
 
 
-@pytest.mark.usefixtures("autojump_clock")
-class TestUnderPytestInVirtualTime(CacheStoreContract):
-    """And in virtual time here."""
+class TestUnderPytestOnTriosClock(CacheStoreContract):
+    """A store that lives by Trio's clock passes on a real one as well."""
 
     virtual = True
 

@@ -30,7 +30,8 @@ class Contract:
 
     Attributes:
       lease: The seconds of a dedupe job's lease in the store that ``open_store`` opens.
-      virtual: Whether the store lives by Trio's clock, so that an autojump clock makes its time pass.
+      virtual: Whether the store lives by Trio's clock, so that an autojump clock makes its time pass. Under
+        ``check_contract`` no time is spent then; pytest runs the tests on the clock that its plugin gives them.
     """
 
     lease: ClassVar[float] = 10.0

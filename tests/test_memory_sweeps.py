@@ -1,0 +1,167 @@
+"""The memory engine under cancellation and KeyboardInterrupt at every place where they can strike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from trio_renew import RateLimitConfig
+from trio_renew.stores import _memory_adaptive, _memory_cache, _memory_dedupe, _memory_life, _memory_rates, memory
+from trio_renew.stores.memory import MemoryCacheStore, MemoryDedupeStore, open_memory_stores
+from trio_renew.testing import cancel_at_every_checkpoint, do_at_every_checkpoint, interrupt_at_every_line, victim
+
+MODULES = (memory, _memory_life, _memory_cache, _memory_dedupe, _memory_rates, _memory_adaptive)
+
+
+class LengthCodec:
+    """A text has the bytes of its UTF-8."""
+
+    def encode(self, value: Any, /) -> bytes:
+        return str(value).encode()
+
+    def decode(self, data: bytes, /) -> Any:
+        return data.decode()
+
+
+def assert_sound_cache(cache: MemoryCacheStore[Any]) -> None:
+    """What the books say is what is there."""
+    entries = cache._entries
+    assert cache._bytes == sum(entry.size for entry in entries.values()) <= 20
+    assert len(entries) <= 3
+    tags = {(tag, key) for key, entry in entries.items() for tag in entry.tags}
+    assert tags == {(tag, key) for tag, keys in cache._tags.items() for key in keys}
+    assert all(cache._tags.values())
+
+
+def assert_sound_jobs(dedupe: MemoryDedupeStore[Any]) -> None:
+    """A job is in the table while it is pending, and kept when it was settled."""
+    for hash, job in dedupe._jobs.items():
+        assert (job.hash, job.status, job.settled.is_set()) == (hash, "pending", False)
+    for job_id, job in dedupe._kept.items():
+        assert job.job_id == job_id
+        assert job.settled.is_set()
+        assert job.status in ("completed", "failed")
+
+
+def test_an_interrupt_at_any_line_leaves_the_books_right() -> None:
+    async def scenario() -> None:
+        config = RateLimitConfig(limit=3, window=10.0)
+        async with open_memory_stores(
+            codec=LengthCodec(), max_items=3, max_total_bytes=20, default_config=config
+        ) as stores:
+            cache, dedupe = stores.cache, stores.dedupe
+            try:
+                for number in range(4):
+                    await cache.set(f"k{number}", "x" * number, 5.0, tags=["t", f"t{number}"])
+                await cache.set("k3", "x" * 15, 50.0, tags=["t"])
+                await cache.get("k2")
+                await cache.invalidate_tag("t2")
+                await cache.delete("k3")
+                await dedupe.register("a")
+                job = await dedupe.register_or_join("b")
+                await dedupe.complete("a", 1)
+                await dedupe.extend("b", job.job_id)
+                await trio.sleep(70.0)
+                await dedupe.register("b")
+                await dedupe.clear()
+                for limits in (stores.rate_limit, stores.adaptive):
+                    for _ in range(4):
+                        await limits.acquire("a")
+                    await limits.set_cooldown("a", 1e11)
+                    await limits.reset("a")
+                    await limits.clear()
+            finally:
+                assert_sound_cache(cache)
+                assert_sound_jobs(dedupe)
+                for resource, record in stores.adaptive._records.items():
+                    assert resource == "a"
+                    assert len(record.times) == len(record.users) + len(record.background_times)
+
+    assert interrupt_at_every_line(scenario, within=MODULES).steps > 200
+
+
+def test_a_wait_may_be_cancelled_at_every_step() -> None:
+    async def scenario() -> None:
+        async with open_memory_stores(lease=4.0) as stores, trio.open_nursery() as nursery:
+            dedupe = stores.dedupe
+            job = await dedupe.register_or_join("a")
+            found: list[Any] = []
+
+            async def stay() -> None:
+                found.append(await dedupe.wait_for("a", job_id=job.job_id))
+
+            async def work() -> None:
+                await trio.sleep(3.0)
+                await dedupe.extend("a", job.job_id)
+                await trio.sleep(3.0)
+                await dedupe.complete("a", 7, job_id=job.job_id)
+
+            nursery.start_soon(stay)
+            nursery.start_soon(work)
+            with victim():
+                await dedupe.wait_for("a", job_id=job.job_id)
+            with trio.fail_after(10.0):
+                assert await dedupe.wait_for("a", job_id=job.job_id) == 7
+            await trio.sleep(0)
+            assert found == [7]
+
+    assert cancel_at_every_checkpoint(scenario).steps >= 3
+
+
+def test_a_store_may_be_cancelled_at_every_step() -> None:
+    async def scenario() -> None:
+        async with open_memory_stores(codec=LengthCodec(), max_total_bytes=20) as stores:
+            with victim():
+                for number in range(3):
+                    await stores.cache.set("a", f"value {number}", 5.0, tags=[f"t{number}"])
+                    await stores.rate_limit.acquire("a")
+                    await stores.adaptive.acquire("a", "user")
+            assert_sound_cache(stores.cache)
+            value = await stores.cache.get("a")
+            tags = [number for number in range(3) if await stores.cache.invalidate_tag(f"t{number}")]
+            assert [value] == ([f"value {number}" for number in tags] or [None])
+
+    assert cancel_at_every_checkpoint(scenario).steps >= 9
+
+
+def test_the_bundle_may_be_cancelled_at_every_step() -> None:
+    async def scenario() -> None:
+        with victim():
+            async with open_memory_stores() as stores:
+                await stores.cache.set("a", 1, 1.0)
+                await trio.sleep(61.0)
+                await stores.dedupe.register("a")
+                await stores.dedupe.wait_for("a")
+
+    assert cancel_at_every_checkpoint(scenario).steps >= 4
+
+
+def test_closing_at_every_step_wakes_who_waits() -> None:
+    scopes: list[trio.CancelScope] = []
+
+    async def scenario() -> None:
+        results: list[Any] = []
+
+        async def wait(dedupe: MemoryDedupeStore[Any], job_id: str) -> None:
+            try:
+                results.append(await dedupe.wait_for("a", job_id=job_id))
+            except trio.ClosedResourceError:
+                results.append("closed")
+
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as scope:
+                scopes[:] = [scope]
+                async with open_memory_stores() as stores:
+                    job_id = await stores.dedupe.register("a")
+                    nursery.start_soon(wait, stores.dedupe, job_id)
+                    with victim():
+                        await trio.sleep(1.0)
+                        await stores.dedupe.complete("a", 7)
+                        await trio.sleep(1.0)
+        assert results in (["closed"], [7])
+
+    def close() -> None:
+        scopes[0].cancel()
+
+    assert do_at_every_checkpoint(scenario, close).steps >= 3
