@@ -35,6 +35,8 @@ __all__ = ("TokenEndpointError", "TokenRequestRejected", "client_credentials", "
 
 _logger = logging.getLogger("trio_renew")
 
+#: Seconds of a lifetime, about three centuries; more is something else.
+_LONGEST = 1e10
 #: What the server says of the request itself: the same one will not do better.
 _REJECTIONS = frozenset(
     {
@@ -170,14 +172,19 @@ class _Endpoint:
             return self._lifetime
         try:
             # Some servers send a text.
-            return check_seconds("expires_in", float(given) if isinstance(given, str) else given, minimum=-1e10)
+            seconds = check_seconds("expires_in", float(given) if isinstance(given, str) else given, minimum=-_LONGEST)
         except (TypeError, ValueError):
-            raise TokenEndpointError(200, None, "its expires_in is no number of seconds") from None
+            seconds = math.inf
+        if seconds > _LONGEST:
+            raise TokenEndpointError(200, None, "its expires_in is no number of seconds")
+        return seconds
 
     def _error(self, response: _Response, answer: dict[str, Any], form: dict[str, str | Secret]) -> TokenEndpointError:
         code = answer.get("error")
         code = redact(code)[:100] if isinstance(code, str) and code else None
         said = answer.get("error_description")
+        # It may repeat what we have sent, and it is a local of the frame that raises.
+        answer.clear()
         secrets = [value for value in (self._secret, *form.values()) if isinstance(value, Secret)]
         text = redact(said, map(_revealed, secrets)) if isinstance(said, str) else ""
         status = response.status_code
@@ -369,9 +376,10 @@ class _Rotation:
             except TokenRequestRejected as rejection:
                 if rejection.error != "invalid_grant" or self._unwritten is not None:
                     raise
-                other = await self._current()
-                if other == used:
-                    raise
+                rejected = rejection
+            other = await self._current()
+            if other == used:
+                raise rejected
             return await self._redeem(other)
 
     async def _current(self) -> Secret:
