@@ -136,6 +136,58 @@ def test_a_group_of_interrupts_may_leave_but_another_error_may_not():
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
+def test_an_interrupt_together_with_another_error_is_a_failure():
+    module = make_module(
+        "complaining",
+        """\
+        import trio
+        async def work():
+            await trio.lowlevel.checkpoint()
+        """,
+    )
+
+    async def scenario():
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(quiet_or_complaining, scope)
+                await trio.testing.wait_all_tasks_blocked()
+                await module.work()
+                scope.cancel()
+
+    async def quiet_or_complaining(scope):
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            if not scope.cancel_called:
+                raise ValueError("complaint") from None
+            raise
+
+    with pytest.raises(SweepFailure, match="raised BaseExceptionGroup") as caught:
+        interrupt_at_every_line(scenario, within=module)
+    kinds = {type(error) for error in caught.value.__cause__.exceptions}
+    assert kinds == {KeyboardInterrupt, ValueError}
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_what_the_check_raises_leaves_as_itself(kind):
+    def check():
+        raise kind
+
+    with pytest.raises(kind):
+        interrupt_at_every_line(using(guarded.Careful), check, within=guarded)
+
+    checks = []
+
+    def later():
+        checks.append(None)
+        if len(checks) == 2:
+            raise kind
+
+    with pytest.raises(kind):
+        interrupt_at_every_line(using(guarded.Careful), later, within=guarded)
+    assert len(checks) == 2
+
+
 def test_an_exit_leaves_as_itself():
     async def scenario():
         await guarded.exiting(guarded.Careful)

@@ -7,10 +7,11 @@ import types
 import attrs
 import pytest
 import trio
-from trio.testing import assert_checkpoints
+from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
+from trio_renew import RefreshPolicy, open_provider
 from trio_renew._clock import Clock, wall_now
-from trio_renew.testing import until
+from trio_renew.testing import ScriptedFetch, Token, until
 
 
 @attrs.frozen
@@ -74,6 +75,27 @@ async def test_it_reads_any_clock_that_goes_with_trios(scale, autojump_clock):
     await until(Provider(expires_at=instant, clock=now), "expiry")
     assert now() == pytest.approx(instant)
     assert now() >= instant
+
+
+@pytest.mark.parametrize("lifetime", [1.0, 59.9, 3600.0])
+async def test_with_a_provider(lifetime, autojump_clock):
+    await trio.sleep(0.123456789)
+    fetch = ScriptedFetch(then=Token("a", lifetime))
+    async with open_provider(fetch, policy=RefreshPolicy(leeway=0.0, min_interval=0.0)) as provider:
+        for generation in range(1, 20):
+            status = provider.status()
+            assert status.generation == generation
+            await until(provider, "due")
+            assert provider._clock.now() == status.due_at
+            assert (await provider.lease()).generation == generation
+            await wait_all_tasks_blocked()
+            await trio.sleep(generation * 0.01)
+        status = provider.status()
+        await until(provider, "expiry", -1e-6)
+        assert provider.status().good
+        await until(provider, "expiry")
+        assert provider._clock.now() == status.expires_at
+        assert not provider.status().good
 
 
 async def test_a_clock_of_whole_seconds(autojump_clock):

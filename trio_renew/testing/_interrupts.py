@@ -24,7 +24,7 @@ import trio
 
 from . import _bytecode, _internals
 from ._report import SweepReport
-from ._runs import Run, nothing_but
+from ._runs import Run, leaves, nothing_but
 from ._sweeps import arguments, check_functions, check_number, raise_finding, steps_allowed
 
 if TYPE_CHECKING:
@@ -153,6 +153,12 @@ class InterruptedRun(Run):
                 # What the interrupt left behind must go while it is allowed to. Nothing of this run is older.
                 _allow_unawaited_coroutines()
                 gc.collect(0)
+
+    def is_the_users(self, error: BaseException) -> bool:
+        """Say so of an exit; an interrupt that leaves the scenario with other errors is ours."""
+        if self.struck and self.source == "the scenario":
+            return any(isinstance(inner, SystemExit) for inner in leaves(error))
+        return super().is_the_users(error)
 
     async def play(self) -> object:
         """Run the scenario; the interrupt may leave it, and is not kept for later."""

@@ -128,8 +128,13 @@ class Run:
                 if leaves_as_itself(error):
                     raise
                 self.note(error, "the run")
-        if self.error is not None and leaves_as_itself(self.error):
-            raise self.error
+        if self.error is not None and self.is_the_users(self.error):
+            leaving, self.error = self.error, None
+            raise leaving
+
+    def is_the_users(self, error: BaseException) -> bool:
+        """Say whether what went wrong is for nobody but the user, and leaves the sweep as it is."""
+        return leaves_as_itself(error)
 
     def launch(self) -> None:
         """Run Trio."""
