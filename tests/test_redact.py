@@ -17,6 +17,8 @@ from trio_renew._values import AuthToken, Lease, Secret
     [
         ("Bearer abc.def-1 x", "Bearer [redacted] x"),
         ("bearer  abc", "bearer  [redacted]"),
+        ("bearer%20abc&x=1", "bearer%20[redacted]&x=1"),
+        ("bearer+abc", "bearer+[redacted]"),
         ("BEARER\tabc,def", "BEARER\t[redacted],def"),
         ("Bearer: abc;def", "Bearer: [redacted];def"),
         ("Bearer 'abc' x", "Bearer '[redacted]' x"),

@@ -38,7 +38,7 @@ _CUT_AUTHORITY = re.compile(r"""(://)[^\s/?#"<>]*\Z""")
 _CREDENTIAL = re.compile(
     r"""
     (
-        bearer (?: \s* [:=] \s* | \s+ | (?=\\*["'`]) )
+        bearer (?: \s* [:=] \s* | \s+ | %20 | \+ | (?=\\*["'`]) )
       | (?: token | secret | password | key ) =
       | (?: token | secret | password | key ) \\*["'] \s* : \s* (?=\\*["'])
       | authorization \\*["']? \s* [:=] \s* \\*["']? (?! bearer ) \w+ \s+

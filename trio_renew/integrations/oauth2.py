@@ -379,7 +379,10 @@ class _Rotation:
                 rejected = rejection
             other = await self._current()
             if other == used:
-                raise rejected
+                try:
+                    raise rejected
+                finally:
+                    del rejected  # it holds this frame
             return await self._redeem(other)
 
     async def _current(self) -> Secret:
