@@ -90,9 +90,11 @@ class FileStorage(Generic[T]):
     """A value in a file that only its owner may read (mode 0600).
 
     The file is replaced as a whole and written through to the disk, so that a crash leaves the old value or the new
-    one. Its bytes are the codec's: in plain text, unless that is :func:`encrypted`. It works in a worker thread (under a test clock in Trio's own, because an autojump clock does not see
-    threads). ``set`` and ``clear`` are cancelled before they have begun or not at all; ``get`` at any time. One file
-    is for one writer; several are safe, but the last one wins.
+    one. Its bytes are the codec's: plain text, unless that is :func:`encrypted`.
+
+    It works in a worker thread (under a test clock in Trio's own, because an autojump clock does not see threads).
+    ``set`` and ``clear`` are cancelled before they have begun or not at all; ``get`` at any time. One file is for one
+    writer; several are safe, but the last one wins.
 
     Args:
       path: The file. Its directory must exist; temporary files beside it are named ``.<name>.<random>.tmp``.
