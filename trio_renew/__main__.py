@@ -7,10 +7,11 @@ import importlib.util
 import json
 import signal
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from ._demo.view import View
 
@@ -63,9 +64,14 @@ class _Stop:
         self.number: int | None = None
         self._stop: Callable[[], None] | None = None
 
-    def install(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._received)
+    @contextmanager
+    def listening(self) -> Generator[None, None, None]:
+        before = {number: signal.signal(number, self._received) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _received(self, number: int, frame: object) -> None:
         self.number = number
@@ -127,8 +133,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     stop = _Stop()
     parsed = _parser().parse_args(arguments)
-    stop.install()
-    return _demo(parsed, stop)
+    with stop.listening():
+        return _demo(parsed, stop)
 
 
 if __name__ == "__main__":

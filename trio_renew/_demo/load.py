@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ("Load", "percentile")
 
 #: Requests per second of all workers together: more would measure the machine, not the library.
-RATE = 250.0
+RATE = 400.0
 #: Seconds of requests that the live figures speak of.
 RECENT = 2.0
 
@@ -56,14 +56,15 @@ class Load:
         self.waited = 0
         self.long_wait = 0.25
         self.running = 0
-        self.last_ok = 0.0
         self.latencies: list[float] = []
         self.recent: deque[tuple[float, float]] = deque()
         self._provider = provider
         self._remote = remote
         self._workers = workers
         self._random = random
-        self._stopped = False
+        self._stopped = trio.Event()
+        self._idle = trio.Event()
+        self._success = trio.Event()
         self._gate = trio.Event()
         self._gate.set()
 
@@ -77,25 +78,35 @@ class Load:
 
     async def stop(self, patience: float) -> int:
         """Let all workers finish, and say how many have not after that many seconds."""
-        self._stopped = True
+        self._stopped.set()
         self.go_on()
         with trio.move_on_after(patience):
-            while self.running:
-                await trio.sleep(0.02)
+            if self.running:
+                await self._idle.wait()
         return self.running
+
+    async def success(self) -> None:
+        """Wait for the next request that succeeds."""
+        await self._success.wait()
 
     async def work(self) -> None:
         """One worker: a request, a rest, and again."""
         rest = self._workers / RATE
         self.running += 1
         try:
-            await trio.sleep(self._random.uniform(0, rest))
-            while not self._stopped:
+            await self._rest(self._random.uniform(0, rest))
+            while not self._stopped.is_set():
                 await self._gate.wait()
                 await self._request()
-                await trio.sleep(min(0.5, self._random.uniform(0.5, 1.5) * rest))
+                await self._rest(self._random.uniform(0.5, 1.5) * rest)
         finally:
             self.running -= 1
+            if not self.running:
+                self._idle.set()
+
+    async def _rest(self, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            await self._stopped.wait()
 
     async def _request(self) -> None:
         provider, started, began = self._provider, time.time(), trio.current_time()
@@ -119,7 +130,8 @@ class Load:
         now = time.time()
         if ok:
             self.ok += 1
-            self.last_ok = now
+            self._success.set()
+            self._success = trio.Event()
         else:
             self.failed += 1
             self.ours += self._remote.was_usable(started, now)

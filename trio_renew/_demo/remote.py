@@ -30,6 +30,8 @@ from .server import Settings
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+_HERE = Path(__file__).resolve().parents[2]
+
 __all__ = ("Life", "Remote", "open_remote", "open_server")
 
 
@@ -141,12 +143,20 @@ async def _read_line(stream: trio.abc.ReceiveStream) -> bytes:
 
 
 @asynccontextmanager
-async def open_server(settings: Settings) -> AsyncGenerator[str, None]:
-    """Run the server in a process of its own, and give its address."""
+async def open_server(
+    settings: Settings, *, code: str = "from trio_renew._demo.server import main; main()", patience: float = 5.0
+) -> AsyncGenerator[str, None]:
+    """Run the server in a process of its own, and give its address.
+
+    Args:
+      settings: Sent to it.
+      code: What Python runs there.
+      patience: Seconds that it has to end when its standard input does.
+    """
     # The package that runs here is the one that runs there, installed or not.
-    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(_HERE), os.environ.get("PYTHONPATH", "")]
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "trio_renew._demo.server"],
+        [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         # Ctrl-C is for us alone: the server goes when its input ends.
@@ -163,7 +173,7 @@ async def open_server(settings: Settings) -> AsyncGenerator[str, None]:
     finally:
         with trio.CancelScope(shield=True):
             await process.stdin.aclose()
-            with trio.move_on_after(5):
+            with trio.move_on_after(patience):
                 await process.wait()
             if process.returncode is None:
                 process.kill()

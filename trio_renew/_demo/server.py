@@ -174,9 +174,7 @@ class Application:
             return 200, {"item": counters.api_ok}, []
         return 401, {"error": "invalid_token"}, [(b"www-authenticate", b'Bearer error="invalid_token"')]
 
-    def _administer(
-        self, method: str, what: str, body: bytes
-    ) -> tuple[int, dict[str, Any], list[tuple[bytes, bytes]]]:
+    def _administer(self, method: str, what: str, body: bytes) -> tuple[int, dict[str, Any], list[tuple[bytes, bytes]]]:
         """Faults, and what was counted. Every admin request is answered with the state after it."""
         if (method, what) == ("POST", "faults"):
             faults = json.loads(body)
@@ -207,7 +205,8 @@ async def _serve(settings: Settings) -> None:
     config.backlog = 2048
     told = trio.Event()
     application: Any = Application(settings)
-    serve = partial(hypercorn.trio.serve, application, config, shutdown_trigger=told.wait, mode="asgi")
+    hypercorn_serve = cast("Any", hypercorn.trio.serve)  # pyright: ignore[reportUnknownMemberType]
+    serve = partial(hypercorn_serve, application, config, shutdown_trigger=told.wait, mode="asgi")
     async with trio.open_nursery() as nursery:
         [address] = await nursery.start(serve)
         print(json.dumps({"address": address}), flush=True)
@@ -217,10 +216,8 @@ async def _serve(settings: Settings) -> None:
 
 def main() -> None:
     """Run the server until standard input ends."""
-    line = sys.stdin.buffer.raw.readline()  # type: ignore[attr-defined]
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as raw:
+        line = raw.readline()
     if line:
         trio.run(_serve, Settings(**json.loads(line)))
 
-
-if __name__ == "__main__":
-    main()
