@@ -14,7 +14,10 @@ import pytest
 import trio
 import trio.testing
 
+from trio_renew import open_resource
 from trio_renew.testing import (
+    ScriptedFetch,
+    Sleep,
     SweepFailure,
     cancel_at_every_checkpoint,
     do_at_every_checkpoint,
@@ -291,3 +294,81 @@ def test_with_fixtures(tmp_path):
 
 async def test_from_an_async_test_in_a_thread(autojump_clock, nursery):
     assert (await trio.to_thread.run_sync(cancel_at_every_checkpoint, fine)).steps == 1
+
+
+class Recorder(trio.abc.Instrument):
+    """Who made which step when."""
+
+    def __init__(self):
+        self.steps = []
+
+    def before_task_step(self, task):
+        if not task.name.startswith("<"):  # Trio's own
+            self.steps.append((task.name, trio.current_time()))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_is_repeated_exactly(seed):
+    """Every run goes as the undisturbed one up to the step at which it is disturbed."""
+    traces = []
+
+    async def scenario():
+        recorder = Recorder()
+        trio.lowlevel.add_instrument(recorder)
+        traces.append(recorder.steps)
+        fetch = ScriptedFetch(Sleep(1.0, "a"), Sleep(1.0, "b"), then=Sleep(0.5, "c"))
+        async with open_resource(fetch) as resource, trio.open_nursery() as nursery:
+
+            async def caller(n):
+                await trio.sleep(random.random() * 2)
+                with trio.move_on_after(0.5 + n / 10):
+                    await resource.refresh()
+
+            for n in range(8):
+                nursery.start_soon(caller, n, name=f"caller {n}")
+            with victim():
+                entries.append(len(recorder.steps))
+                for _ in range(3):
+                    await resource.refresh()
+
+    entries = []
+    report = cancel_at_every_checkpoint(scenario, seed=seed)
+    assert report.steps > 30
+    undisturbed = traces[0]
+    assert traces[-1] == undisturbed
+    assert len(traces) == report.steps + 3
+    for step, trace in enumerate(traces[1:-1]):
+        # The step before which it is cancelled is still the same one.
+        assert trace[: entries[0] + step] == undisturbed[: entries[0] + step]
+    assert len(set(entries)) == 1
+
+
+def test_nested_scopes_and_many_waiters_are_repeated_exactly():
+    traces = []
+
+    async def scenario():
+        recorder = Recorder()
+        trio.lowlevel.add_instrument(recorder)
+        traces.append(recorder.steps)
+        log = []
+
+        async def child(n, depth):
+            try:
+                with trio.CancelScope(shield=depth % 2 > 0), trio.move_on_after(1):
+                    async with trio.open_nursery() as nursery:
+                        for m in range(3 if depth < 2 else 0):
+                            nursery.start_soon(child, m, depth + 1, name=f"{n}.{m}")
+                        await trio.sleep(2)
+            finally:
+                log.append(n)
+
+        with trio.move_on_after(1):
+            async with trio.open_nursery() as nursery:
+                for n in range(3):
+                    nursery.start_soon(child, n, 0, name=f"{n}")
+        return log
+
+    logs = []
+    under_schedules(scenario, logs.append, seeds=[3] * 20)
+    assert all(trace == traces[0] for trace in traces)
+    assert all(log == logs[0] for log in logs)
