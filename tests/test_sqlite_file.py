@@ -319,6 +319,7 @@ async def test_a_file_that_is_removed_is_made_again(tmp_path: Path) -> None:
         await stores.cache.set("a", 1, 0)
         for file in tmp_path.iterdir():
             file.unlink()
+        await trio.sleep(0.06)
         assert await stores.cache.get("a") is None
         await stores.cache.set("a", 2, 0)
         assert raw(path, "SELECT value FROM renew_cache") == [(b"2",)]

@@ -46,6 +46,8 @@ PATIENCE = 5.0
 CLEANING = 60.0
 # Seconds that one try waits for a lock: in the worker, and in Trio's own thread.
 _BUSY, _BUSY_HERE = 0.05, 0.005
+# Seconds between two looks whether the path still names the file that is open.
+_CHECKED_EVERY = 0.05
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
 
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
@@ -59,7 +61,8 @@ class _LockedError(Exception):
 
 def check_path(path: Any) -> str:
     """Take the path of a file, absolute from here on."""
-    text: Any = os.fspath(path) if hasattr(path, "__fspath__") else path
+    as_path: Callable[[], Any] = getattr(path, "__fspath__", lambda: path)
+    text = as_path()
     if not isinstance(text, str):
         raise TypeError(f"path must be a str or a path of str, not {path!r}")
     if not text or "\0" in text:
@@ -90,6 +93,7 @@ class Database:
     """
 
     __slots__ = (
+        "_checked",
         "_cleaners",
         "_clock",
         "_connection",
@@ -111,6 +115,7 @@ class Database:
         self._clock = wall_now if clock is None and self._inline else clock
         self._connection: Connection | None = None
         self._file: tuple[int, int] | None = None
+        self._checked = -math.inf
         self._turn = trio.CapacityLimiter(1)
         self._free = trio.CapacityLimiter(1)
         self._used = trio.Event()
@@ -136,48 +141,51 @@ class Database:
         await trio.lowlevel.checkpoint()
         self.owner.check()
 
-    async def run(self, work: Callable[[Connection, Look], X]) -> X:
+    @enable_ki_protection
+    async def run(self, work: Callable[[Connection, Look], X], *, is_use: bool = True) -> X:
         """Do one piece of work on the connection.
 
         A checkpoint. Cancelled, the work has happened wholly or not at all.
+
+        Args:
+          work: What to do, in whichever thread.
+          is_use: Whether there may be something to clean after it.
 
         Raises:
           StoreError: It failed, or the file was locked for 5 s.
           trio.ClosedResourceError: The owner is closed, or was before the work's turn came.
         """
-        result = await self._run(work)
-        self._used.set()
-        return result
-
-    async def _run(self, work: Callable[[Connection, Look], X]) -> X:
+        self.owner.check()
+        if is_use:
+            self._used.set()
         deadline = trio.current_time() + PATIENCE
         pause = _FIRST_PAUSE
         while True:
-            self.owner.check()
             try:
-                return await (self._do_here(work) if self._inline else self._do_in_worker(work, deadline))
+                if self._inline:
+                    await trio.lowlevel.checkpoint()
+                    self.owner.check()
+                    return self._attempt(work, self._look())
+                if self._turn.available_tokens:
+                    # Nobody can take the turn before Trio does.
+                    return await trio.to_thread.run_sync(self._attempt, work, self._look(), limiter=self._turn)
+                return await self._wait_for_turn(work, deadline)
             except _LockedError as locked:
                 if trio.current_time() >= deadline:
                     raise StoreError(f"{self.path} was locked for {PATIENCE:g} s: {locked}") from locked.__cause__
             await trio.sleep(pause)
+            self.owner.check()
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    async def _do_here(self, work: Callable[[Connection, Look], X]) -> X:
-        await trio.lowlevel.checkpoint()
-        self.owner.check()
-        return self._attempt(work, self._look())
-
     @enable_ki_protection
-    async def _do_in_worker(self, work: Callable[[Connection, Look], X], deadline: float) -> X:
+    async def _wait_for_turn(self, work: Callable[[Connection, Look], X], deadline: float) -> X:
         me = object()
+        with trio.move_on_at(deadline) as waiting:
+            await self._turn.acquire_on_behalf_of(me)
+        if waiting.cancelled_caught:
+            raise StoreError(f"{self.path} was busy with other calls for {PATIENCE:g} s")
         try:
-            self._turn.acquire_on_behalf_of_nowait(me)
-        except trio.WouldBlock:
-            with trio.move_on_at(deadline) as waiting:
-                await self._turn.acquire_on_behalf_of(me)
-            if waiting.cancelled_caught:
-                raise StoreError(f"{self.path} was busy with other calls for {PATIENCE:g} s") from None
-        try:
+            # The clock is read, and the end is noticed, when the turn has come.
             self.owner.check()
             return await trio.to_thread.run_sync(self._attempt, work, self._look(), limiter=self._free)
         finally:
@@ -193,7 +201,7 @@ class Database:
     def _attempt(self, work: Callable[[Connection, Look], X], look: Look) -> X:
         keep = False
         try:
-            if self._connection is None or self._file != self._identity():
+            if self._connection is None or self._is_replaced():
                 self._disconnect()
                 self._connection = connect(self.path, _BUSY_HERE if self._inline else _BUSY)
                 self._file = self._identity()
@@ -207,7 +215,8 @@ class Database:
                 raise _LockedError(str(exc)) from exc
             raise StoreError(f"{self.path} cannot be used: {exc}") from exc
         finally:
-            self._roll_back(keep)
+            if not keep or (self._connection is not None and self._connection.in_transaction):
+                self._roll_back(keep)
 
     def _roll_back(self, keep: bool) -> None:
         connection = self._connection
@@ -227,8 +236,16 @@ class Database:
             # An open transaction is rolled back; SQLite itself leaves the companions of a file alone that has moved.
             connection.close()
 
-    def _identity(self) -> tuple[int, int] | None:
+    def _is_replaced(self) -> bool:
         # Somebody may have removed the file, or put another one in its place: what is written to the old one is lost.
+        # In the worker it is looked at now and then only: it is the dearest part of a call but for the hop.
+        now = time.monotonic()
+        if now < self._checked + _CHECKED_EVERY and not self._inline:
+            return False
+        self._checked = now
+        return self._file != self._identity()
+
+    def _identity(self) -> tuple[int, int] | None:
         if self.path == MEMORY:
             return None
         try:
@@ -261,7 +278,7 @@ class Database:
                 self._used = trio.Event()
                 await trio.sleep(CLEANING)
                 try:
-                    while not (pause := await self._run(self._clean)):
+                    while not (pause := await self.run(self._clean, is_use=False)):
                         # There is more that is over than one step removes.
                         pass
                 except (StoreError, trio.ClosedResourceError):

@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .._errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Sequence
 
 __all__ = ("MEMORY", "MIGRATIONS", "PLAIN", "SPLIT", "connect", "immediate", "migrate", "starts_with")
 
@@ -90,12 +89,20 @@ _FIRST = (
 MIGRATIONS: tuple[Sequence[str], ...] = (_FIRST,)
 
 
-@contextmanager
-def immediate(connection: sqlite3.Connection) -> Generator[None, None, None]:
-    """Open a transaction that has the write lock from its start; who runs it rolls back what raises."""
-    connection.execute("BEGIN IMMEDIATE")
-    yield
-    connection.execute("COMMIT")
+class immediate:
+    """A transaction that has the write lock from its start; who runs the work rolls back what raises."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is None:
+            self._connection.execute("COMMIT")
 
 
 def connect(path: str, busy_timeout: float = 0.05) -> sqlite3.Connection:
