@@ -5,24 +5,27 @@ It works on any Trio code, with pytest and without, and registers nothing. Impor
 
 from ._contract_cache import CacheStoreContract as CacheStoreContract
 from ._contract_dedupe import DedupeStoreContract as DedupeStoreContract
-from ._contract_rates import AdaptiveRateLimitStoreContract as AdaptiveRateLimitStoreContract
-from ._contract_rates import RateLimitStoreContract as RateLimitStoreContract
-from ._contracts import StorageContract as StorageContract
-from ._contracts import check_contract as check_contract
-from ._handoff import Handoff as Handoff
-from ._handoff import all_claims as all_claims
+from ._contract_rates import (
+    AdaptiveRateLimitStoreContract as AdaptiveRateLimitStoreContract,
+    RateLimitStoreContract as RateLimitStoreContract,
+)
+from ._contracts import StorageContract as StorageContract, check_contract as check_contract
+from ._handoff import Handoff as Handoff, all_claims as all_claims
 from ._interrupts import interrupt_at_every_line as interrupt_at_every_line
-from ._report import SweepFailure as SweepFailure
-from ._report import SweepReport as SweepReport
-from ._scripted import Block as Block
-from ._scripted import ScriptedFetch as ScriptedFetch
-from ._scripted import ScriptExhausted as ScriptExhausted
-from ._scripted import Sleep as Sleep
-from ._scripted import Stubborn as Stubborn
-from ._scripted import Token as Token
-from ._sweeps import cancel_at_every_checkpoint as cancel_at_every_checkpoint
-from ._sweeps import do_at_every_checkpoint as do_at_every_checkpoint
-from ._sweeps import under_schedules as under_schedules
+from ._report import SweepFailure as SweepFailure, SweepReport as SweepReport
+from ._scripted import (
+    Block as Block,
+    ScriptedFetch as ScriptedFetch,
+    ScriptExhausted as ScriptExhausted,
+    Sleep as Sleep,
+    Stubborn as Stubborn,
+    Token as Token,
+)
+from ._sweeps import (
+    cancel_at_every_checkpoint as cancel_at_every_checkpoint,
+    do_at_every_checkpoint as do_at_every_checkpoint,
+    under_schedules as under_schedules,
+)
 from ._until import until as until
 from ._victim import victim as victim
 

@@ -170,7 +170,7 @@ class InterruptedRun(Run):
         try:
             tracer.armed = True
             result = await super().play()
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103  # only the interrupt stays here
             if tracer.place is None or not nothing_but(KeyboardInterrupt, error):
                 raise
         finally:
