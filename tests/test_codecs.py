@@ -167,7 +167,11 @@ def test_what_is_no_codec_is_refused(codec, reason):
 KEY = Fernet.generate_key()
 
 
-@pytest.mark.parametrize("key", [KEY, KEY.decode(), Secret(KEY.decode()), [KEY], (Secret(KEY.decode()),)])
+@pytest.mark.parametrize(
+    "key",
+    [KEY, KEY.decode(), Secret(KEY.decode()), [KEY], (Secret(KEY.decode()),)],
+    ids=["bytes", "str", "secret", "list", "tuple"],
+)
 def test_encrypted_bytes_come_back_and_cannot_be_read(key):
     codec = encrypted(AuthTokenCodec(), key)
     token = AuthToken("opaque-text", 5.0)
