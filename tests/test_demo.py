@@ -42,7 +42,7 @@ from trio_renew.__main__ import _Stop, main
 from trio_renew._demo.load import Load, percentile
 from trio_renew._demo.remote import Life, Remote, open_server
 from trio_renew._demo.report import Report
-from trio_renew._demo.scenes import most_within
+from trio_renew._demo.scenes import Stage, most_within
 from trio_renew._demo.server import Application, Settings
 from trio_renew._demo.view import LiveView, NoView, PlainView, breaker_in_words, in_words
 
@@ -305,16 +305,13 @@ async def test_a_failure_with_a_good_token_is_ours(server: Server) -> None:
 
 async def test_a_wait_for_a_renewal_is_noticed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     async with loaded(server) as (load, provider):
-        good = provider.status()
-        await provider.clear()
-        monkeypatch.setattr(type(provider), "status", lambda self: good)
-        load.long_wait = -1.0
+        status = attrs.evolve(provider.status(), good=False, waiting=3)
+        monkeypatch.setattr(type(provider), "status", lambda self: status)
         await load._request()
-        assert load.waited == 1
-        load.long_wait = 10.0
-        await provider.refresh()
+        assert load.waited == 0
+        status = attrs.evolve(status, good=True)
         await load._request()
-        assert load.waited == 1
+        assert load.waited == 3
 
 
 async def test_old_latencies_are_forgotten(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,11 +335,46 @@ async def test_workers_stop_and_those_who_do_not_are_counted(server: Server) -> 
         nursery.start_soon(load.work)
         with trio.fail_after(10):
             await load.success()
-        load.pause()
+        await load.pause()
+        await load.pause()
         assert await load.stop(10) == 0
     async with loaded(server) as (load, _), trio.open_nursery() as nursery:
         load.running = 1
         assert await load.stop(0.01) == 1
+
+
+async def test_a_pause_waits_for_what_is_running(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answer = trio.Event(), trio.Event()
+
+    async def use(token: AuthToken) -> int:
+        asked.set()
+        await answer.wait()
+        return 200
+
+    monkeypatch.setattr(server.remote, "use", use)
+    async with loaded(server) as (load, _), trio.open_nursery() as nursery:
+        nursery.start_soon(load.work)
+        await asked.wait()
+        nursery.start_soon(load.pause)
+        await trio.testing.wait_all_tasks_blocked()
+        assert load.ok == 0
+        answer.set()
+        with trio.fail_after(10):
+            await load.success()
+        assert await load.stop(10) == 0
+
+
+async def test_a_scene_waits_for_a_fresh_token_while_there_is_none(server: Server) -> None:
+    async with loaded(server) as (load, provider):
+        stage = Stage(server.remote, provider, load, Report(1.0, 1, 0), NoView())
+        await server.remote.faults(outage=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stage._fresh_token)
+            with trio.fail_after(10):
+                while server.app.counters.tokens_refused < 2:
+                    await trio.sleep(0.01)
+            await server.remote.faults()
+        assert provider.status().generation == 2
 
 
 # What is shown

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import secrets
 import sys
 import time
@@ -192,8 +191,8 @@ class Application:
 
 
 def _until_input_ends() -> None:
-    while os.read(sys.stdin.fileno(), 1024):
-        pass
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as raw:
+        raw.read()
 
 
 async def _serve(settings: Settings) -> None:
@@ -220,4 +219,3 @@ def main() -> None:
         line = raw.readline()
     if line:
         trio.run(_serve, Settings(**json.loads(line)))
-
