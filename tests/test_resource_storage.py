@@ -407,3 +407,17 @@ async def test_a_stored_value_without_a_readable_life_is_a_failed_read(autojump_
     assert isinstance(events[0], StorageFailed)
     assert isinstance(events[0].error, TypeError)
     assert isinstance(events[2], FetchSucceeded)
+
+
+async def test_closing_before_the_read_has_started(autojump_clock: MockClock) -> None:
+    shelf = Shelf("old")
+    shelf.delay["get"] = 20.0
+    for checkpoints in range(6):
+        got: list[Any] = []
+        async with trio.open_nursery() as nursery:
+            async with open_resource(ScriptedFetch("a"), storage=shelf) as resource:
+                nursery.start_soon(collect, resource.get, got)
+                for _ in range(checkpoints):
+                    await trio.lowlevel.checkpoint()
+        assert isinstance(got[0], trio.ClosedResourceError)
+    assert trio.current_time() == 0.0

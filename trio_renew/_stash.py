@@ -83,6 +83,7 @@ class Stash(Generic[T]):
         if call is None:
             call = self._read = self._ask("get")
             self._owner.on_closing(call.settled.set)
+            self._owner.on_closing(call.dismiss)
             self._owner.start(lambda: self._run_read(call, accept), "storage get")
         await call.settled.wait()
 
@@ -118,7 +119,6 @@ class Stash(Generic[T]):
         return call
 
     async def _run_read(self, call: _Call[T], accept: Callable[[T], None]) -> None:
-        self._owner.on_closing(call.dismiss)
         try:
             await self._run(call)
             if call.result is not None and not (call.dismissed or call.reported):

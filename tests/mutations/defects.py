@@ -1,0 +1,290 @@
+"""Small deliberate defects of the flight, the resource and the provider. The suite has to notice each of them.
+
+Each is a module of ``trio_renew``, a piece of its text that stands there once, and what it becomes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ("DEFECTS", "Defect")
+
+
+class Defect(NamedTuple):
+    """One way to break it."""
+
+    what: str
+    module: str
+    text: str
+    becomes: str
+
+
+DEFECTS = (
+    Defect(
+        "the claim is not released when the fetch raises",
+        "_flight.py",
+        "            del outcome, error\n            self._end()",
+        "            failed = error is not None\n            del outcome, error\n            failed or self._end()",
+    ),
+    Defect(
+        "the claim is not released when the hook does not return",
+        "_flight.py",
+        "            self._settle()\n            self._free()\n            raise\n        finally:\n            self.waiting -= 1",
+        "            self._settle()\n            raise\n        finally:\n            self.waiting -= 1",
+    ),
+    Defect(
+        "those who joined in the handoff window are not woken",
+        "_flight.py",
+        "            # Those who joined have no outcome: they decide again.\n            self._settle()\n",
+        "",
+    ),
+    Defect(
+        "the serving task does not count while it is in the hook",
+        "_flight.py",
+        "        self.waiting += 1\n        try:\n            await call_user(\"after_claim\", hook)",
+        "        self.waiting += 0\n        try:\n            await call_user(\"after_claim\", hook)",
+    ),
+    Defect(
+        "a waiter that leaves is not counted out",
+        "_flight.py",
+        "        self.waiting -= 1\n        if not self.waiting and self.home",
+        "        if not self.waiting - 1 and self.home",
+    ),
+    Defect(
+        "the last caller but one abandons the fetch",
+        "_flight.py",
+        "        if not self.waiting and self.home.cancel_when_left",
+        "        if self.waiting <= 1 and self.home.cancel_when_left",
+    ),
+    Defect(
+        "background refreshes are abandoned, too",
+        "_flight.py",
+        " and self.home.cancel_when_left and not self.background:",
+        " and self.home.cancel_when_left:",
+    ),
+    Defect(
+        "newcomers join an abandoned fetch",
+        "_flight.py",
+        "        self.state = State.LEFT\n        self.joinable = False",
+        "        self.state = State.LEFT",
+    ),
+    Defect(
+        "the fetch is not shielded from what cancels the owner's parent",
+        "_flight.py",
+        "self._scope = trio.CancelScope(shield=True)",
+        "self._scope = trio.CancelScope()",
+    ),
+    Defect(
+        "a stubborn fetch delays the timeout of its callers",
+        "_flight.py",
+        "            self._alarm = self._owner.alarm(self._scope.deadline, self._time_out)\n",
+        "",
+    ),
+    Defect(
+        "a fetch that ends at exactly its deadline is in time",
+        "_flight.py",
+        "trio.current_time() >= self._scope.deadline",
+        "trio.current_time() > self._scope.deadline",
+    ),
+    Defect(
+        "a late value is thrown away",
+        "_flight.py",
+        "        if self._owner.closed or (late and (self.fenced or value is None)):",
+        "        if self._owner.closed or late:",
+    ),
+    Defect(
+        "an abandoned fetch that fails tells of a failure",
+        "_flight.py",
+        "        elif self._owner.closed or self.state is State.LEFT:\n            return",
+        "        elif self._owner.closed:\n            return",
+    ),
+    Defect(
+        "an abandoned fetch has no end event",
+        "_flight.py",
+        "                self._owner.tell(FetchAbandoned(",
+        "                self._owner.tell() if True else self._owner.tell(FetchAbandoned(",
+    ),
+    Defect(
+        "the callers are woken before the outcome is committed",
+        "_flight.py",
+        "        self._told_end = True\n        self.held = held\n        self.answered = True\n",
+        "        self._told_end = True\n        self._settle()\n        self._owner.tell(FetchAbandoned(self.reason))\n"
+        "        self.held = held\n        self.answered = True\n",
+    ),
+    Defect(
+        "clear() does not wake those who wait for an unwinding fetch",
+        "_flight.py",
+        "        self.fenced = True\n        if self._freed is not None:\n            self._freed.set()",
+        "        self.fenced = True",
+    ),
+    Defect(
+        "closing does not cancel the fetch",
+        "_flight.py",
+        "        if self.state is not State.KEEPING:\n            self._scope.cancel()\n        self._settle()",
+        "        self._settle()",
+    ),
+    Defect(
+        "closing cancels a fetch that has returned",
+        "_flight.py",
+        "        if self._owner.closed or (late and (self.fenced or value is None)):",
+        "        if self._owner.closed or self.fenced or (late and value is None):",
+    ),
+    Defect(
+        "callers elsewhere are not woken at closing",
+        "_flight.py",
+        "            self._scope.cancel()\n        self._settle()\n        if self._freed is not None:",
+        "            self._scope.cancel()\n        if self._freed is not None:",
+    ),
+    Defect(
+        "the shared error's traceback grows with each caller",
+        "_flight.py",
+        "raise error.with_traceback(traceback)",
+        "raise error",
+    ),
+    Defect(
+        "a fetch that asks itself is not refused",
+        "_flight.py",
+        "        if flight.home is home and flight.state is not State.DONE:",
+        "        if flight.home is home and flight.state is State.CLAIMED:",
+    ),
+    Defect(
+        "what a fetch leaves behind may never ask again",
+        "_flight.py",
+        "        if flight.home is home and flight.state is not State.DONE:",
+        "        if flight.home is home:",
+    ),
+    Defect(
+        "the context of the caller reaches the fetch",
+        "_owner.py",
+        "        self._context.run(lambda: self._nursery.start_soon(self._guard, work, name=label))",
+        "        self._nursery.start_soon(self._guard, work, name=label)",
+    ),
+    Defect(
+        "a crash leaves the owner open",
+        "_owner.py",
+        "        self.close()\n        self._nursery.cancel_scope.cancel()",
+        "        self._nursery.cancel_scope.cancel()",
+    ),
+    Defect(
+        "a crash does not end the body",
+        "_owner.py",
+        "        self.close()\n        self._nursery.cancel_scope.cancel()",
+        "        self.close()",
+    ),
+    Defect(
+        "an alarm that was cancelled rings",
+        "_owner.py",
+        "        if self.callback is not None:\n            self.callback = None",
+        "        if self.callback is not None:",
+    ),
+    Defect(
+        "the checkpoint of a hit comes after the reading of the clock",
+        "_resource.py",
+        "                if held is not None and now < held.good_until:\n                    await checkpoint()\n"
+        "                    waited = True\n                    continue",
+        "                if held is not None and now < held.good_until:\n                    await checkpoint()\n"
+        "                    return held",
+    ),
+    Defect(
+        "a cancelled caller starts a fetch",
+        "_resource.py",
+        "                await checkpoint_if_cancelled()\n",
+        "",
+    ),
+    Defect(
+        "clear() does not fence what is in flight",
+        "_resource.py",
+        "            self._flight.fence()\n",
+        "",
+    ),
+    Defect(
+        "a fenced value is kept",
+        "_resource.py",
+        "            if flight.fenced:\n                held.generation = generation",
+        "            if False:\n                held.generation = generation",
+    ),
+    Defect(
+        "1 is True",
+        "_resource.py",
+        "type(held) is type(stale) and ",
+        "",
+    ),
+    Defect(
+        "a stale lease is compared by value",
+        "_resource.py",
+        "            return held.generation == stale.generation",
+        "            return _same(held.value, stale.value)",
+    ),
+    Defect(
+        "old callers of a fenced flight get the new value instead of their error",
+        "_resource.py",
+        "            held = None if flight.fenced else self._console(now, flight.error)",
+        "            held = self._console(now, flight.error)",
+    ),
+    Defect(
+        "generations do not grow with clear()",
+        "_resource.py",
+        "        self._generation += 1\n        self._held = None",
+        "        self._held = None",
+    ),
+    Defect(
+        "a cleared storage is read again",
+        "_stash.py",
+        '        """What is stored is not wanted any more."""\n        self.unread = False',
+        '        """What is stored is not wanted any more."""\n        self.unread = self.unread',
+    ),
+    Defect(
+        "a write does not wait for the clear before it",
+        "_stash.py",
+        "            self._last = call.ended",
+        "            self._last = None",
+    ),
+    Defect(
+        "a fetch that brings an expired value succeeds",
+        "_provider.py",
+        "        if expires_at is not None and now >= expires_at and not stored:",
+        "        if expires_at is not None and now > expires_at and not stored:",
+    ),
+    Defect(
+        "a fenced failure moves the breaker",
+        "_provider.py",
+        "        if not flight.fenced:\n            self._note_failure(flight, error)",
+        "        if True:\n            self._note_failure(flight, error)",
+    ),
+    Defect(
+        "an abandoned try through the open breaker uses it up",
+        "_provider.py",
+        "            self._overridden = 0  # an abandoned try was none",
+        "            pass",
+    ),
+    Defect(
+        "permanent failures are counted by the breaker",
+        "_provider.py",
+        "            else:\n                self._set_back(now)",
+        "            if True:\n                self._set_back(now)",
+    ),
+    Defect(
+        "clear() keeps the permanent failure",
+        "_provider.py",
+        "        self._permanent = None\n        self._permanent_hold.lift()",
+        "        pass",
+    ),
+    Defect(
+        "the leeway does not end with the value",
+        "_provider.py",
+        "        if now >= held.expires_at and not age < self._policy.serve_expired_for:",
+        "        if False:",
+    ),
+    Defect(
+        "the breaker half-opens for nobody",
+        "_provider.py",
+        "            if admitted:\n                events += self._move_breaker(breaker)",
+        "            if False:\n                events += self._move_breaker(breaker)",
+    ),
+    Defect(
+        "keep_warm goes on without any use",
+        "_provider.py",
+        "        if at < self._used_at + self._keep_warm:",
+        "        if True:",
+    ),
+)
