@@ -6,81 +6,113 @@ request, ``open_provider_cache`` for many by key. ``trio_renew.testing`` tests c
 
 from __future__ import annotations
 
-from ._budget import Budget as Budget
-from ._codecs import AuthTokenCodec as AuthTokenCodec
-from ._codecs import JsonCodec as JsonCodec
-from ._codecs import encrypted as encrypted
-from ._errors import BreakerOpen as BreakerOpen
-from ._errors import BudgetExhausted as BudgetExhausted
-from ._errors import CredentialError as CredentialError
-from ._errors import FetchTimeout as FetchTimeout
-from ._errors import JobLost as JobLost
-from ._errors import MintedTokenAlreadyExpired as MintedTokenAlreadyExpired
-from ._errors import ReentrantFetchError as ReentrantFetchError
-from ._errors import RemoteFetchError as RemoteFetchError
-from ._errors import RenewError as RenewError
-from ._errors import StoreError as StoreError
-from ._errors import Unconfigured as Unconfigured
-from ._events import BreakerChanged as BreakerChanged
-from ._events import Cleared as Cleared
-from ._events import Event as Event
-from ._events import FetchAbandoned as FetchAbandoned
-from ._events import FetchFailed as FetchFailed
-from ._events import FetchStarted as FetchStarted
-from ._events import FetchSucceeded as FetchSucceeded
-from ._events import OwnerClosed as OwnerClosed
-from ._events import Reason as Reason
-from ._events import ServedExpired as ServedExpired
-from ._events import StorageFailed as StorageFailed
-from ._held import Changes as Changes
-from ._held import Status as Status
-from ._policy.backoff import Backoff as Backoff
-from ._policy.breaker import BreakerPolicy as BreakerPolicy
-from ._policy.breaker import Closed as Closed
-from ._policy.breaker import HalfOpen as HalfOpen
-from ._policy.breaker import Open as Open
-from ._policy.capacity import AdaptiveConfig as AdaptiveConfig
-from ._policy.capacity import RateLimitConfig as RateLimitConfig
-from ._policy.schedule import RefreshPolicy as RefreshPolicy
-from ._policy.schedule import tiered_refresh_before as tiered_refresh_before
-from ._provider import RefreshingProvider as RefreshingProvider
-from ._provider import open_provider as open_provider
-from ._registry import Registry as Registry
-from ._registry import ServiceDescriptor as ServiceDescriptor
-from ._registry import StaticProvider as StaticProvider
-from ._registry import describe as describe
-from ._registry import static_provider as static_provider
-from ._resource import RenewableResource as RenewableResource
-from ._resource import open_resource as open_resource
-from ._share import Share as Share
-from ._storage import FileStorage as FileStorage
-from ._storage import MemoryStorage as MemoryStorage
-from ._storage import StoreStorage as StoreStorage
-from ._values import AuthToken as AuthToken
-from ._values import Lease as Lease
-from ._values import Secret as Secret
-from .abc import AdaptiveRateLimitStatus as AdaptiveRateLimitStatus
-from .abc import AdaptiveRateLimitStore as AdaptiveRateLimitStore
-from .abc import Bus as Bus
-from .abc import CacheStore as CacheStore
-from .abc import Codec as Codec
-from .abc import CredentialProvider as CredentialProvider
-from .abc import DedupeStore as DedupeStore
-from .abc import Listener as Listener
-from .abc import Priority as Priority
-from .abc import RateLimitStatus as RateLimitStatus
-from .abc import RateLimitStore as RateLimitStore
-from .abc import Registration as Registration
-from .abc import Renewable as Renewable
-from .abc import Storage as Storage
-from .stores._common import CacheEntryInfo as CacheEntryInfo
-from .stores._common import CacheStats as CacheStats
-from .stores._common import DedupeStats as DedupeStats
-from .stores._common import JobInfo as JobInfo
-from .stores._common import RateLimitStats as RateLimitStats
-from .stores._common import ResourceInfo as ResourceInfo
-from .stores._common import Stores as Stores
-from .stores._hashing import hash_request as hash_request
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._budget import Budget as Budget
+    from ._codecs import AuthTokenCodec as AuthTokenCodec, JsonCodec as JsonCodec, encrypted as encrypted
+    from ._errors import (
+        BreakerOpen as BreakerOpen,
+        BudgetExhausted as BudgetExhausted,
+        CredentialError as CredentialError,
+        FetchTimeout as FetchTimeout,
+        JobLost as JobLost,
+        MintedTokenAlreadyExpired as MintedTokenAlreadyExpired,
+        ReentrantFetchError as ReentrantFetchError,
+        RemoteFetchError as RemoteFetchError,
+        RenewError as RenewError,
+        StoreError as StoreError,
+        Unconfigured as Unconfigured,
+    )
+    from ._events import (
+        BreakerChanged as BreakerChanged,
+        Cleared as Cleared,
+        Event as Event,
+        FetchAbandoned as FetchAbandoned,
+        FetchFailed as FetchFailed,
+        FetchStarted as FetchStarted,
+        FetchSucceeded as FetchSucceeded,
+        OwnerClosed as OwnerClosed,
+        Reason as Reason,
+        ServedExpired as ServedExpired,
+        StorageFailed as StorageFailed,
+    )
+    from ._held import Changes as Changes, Status as Status
+    from ._policy.backoff import Backoff as Backoff
+    from ._policy.breaker import BreakerPolicy as BreakerPolicy, Closed as Closed, HalfOpen as HalfOpen, Open as Open
+    from ._policy.capacity import AdaptiveConfig as AdaptiveConfig, RateLimitConfig as RateLimitConfig
+    from ._policy.schedule import RefreshPolicy as RefreshPolicy, tiered_refresh_before as tiered_refresh_before
+    from ._provider import RefreshingProvider as RefreshingProvider, open_provider as open_provider
+    from ._registry import (
+        Registry as Registry,
+        ServiceDescriptor as ServiceDescriptor,
+        StaticProvider as StaticProvider,
+        describe as describe,
+        static_provider as static_provider,
+    )
+    from ._resource import RenewableResource as RenewableResource, open_resource as open_resource
+    from ._share import Share as Share
+    from ._storage import FileStorage as FileStorage, MemoryStorage as MemoryStorage, StoreStorage as StoreStorage
+    from ._values import AuthToken as AuthToken, Lease as Lease, Secret as Secret
+    from .abc import (
+        AdaptiveRateLimitStatus as AdaptiveRateLimitStatus,
+        AdaptiveRateLimitStore as AdaptiveRateLimitStore,
+        Bus as Bus,
+        CacheStore as CacheStore,
+        Codec as Codec,
+        CredentialProvider as CredentialProvider,
+        DedupeStore as DedupeStore,
+        Listener as Listener,
+        Priority as Priority,
+        RateLimitStatus as RateLimitStatus,
+        RateLimitStore as RateLimitStore,
+        Registration as Registration,
+        Renewable as Renewable,
+        Storage as Storage,
+    )
+    from .stores._common import (
+        CacheEntryInfo as CacheEntryInfo,
+        CacheStats as CacheStats,
+        DedupeStats as DedupeStats,
+        JobInfo as JobInfo,
+        RateLimitStats as RateLimitStats,
+        ResourceInfo as ResourceInfo,
+        Stores as Stores,
+    )
+    from .stores._hashing import hash_request as hash_request
+
+# A name is imported when it is first used: `import trio_renew` itself costs next to nothing.
+_HOMES = {
+    "._budget": "Budget",
+    "._codecs": "AuthTokenCodec JsonCodec encrypted",
+    "._errors": (
+        "BreakerOpen BudgetExhausted CredentialError FetchTimeout JobLost MintedTokenAlreadyExpired "
+        "ReentrantFetchError RemoteFetchError RenewError StoreError Unconfigured"
+    ),
+    "._events": (
+        "BreakerChanged Cleared Event FetchAbandoned FetchFailed FetchStarted FetchSucceeded OwnerClosed "
+        "Reason ServedExpired StorageFailed"
+    ),
+    "._held": "Changes Status",
+    "._policy.backoff": "Backoff",
+    "._policy.breaker": "BreakerPolicy Closed HalfOpen Open",
+    "._policy.capacity": "AdaptiveConfig RateLimitConfig",
+    "._policy.schedule": "RefreshPolicy tiered_refresh_before",
+    "._provider": "RefreshingProvider open_provider",
+    "._registry": "Registry ServiceDescriptor StaticProvider describe static_provider",
+    "._resource": "RenewableResource open_resource",
+    "._share": "Share",
+    "._storage": "FileStorage MemoryStorage StoreStorage",
+    "._values": "AuthToken Lease Secret",
+    ".abc": (
+        "AdaptiveRateLimitStatus AdaptiveRateLimitStore Bus CacheStore Codec CredentialProvider DedupeStore "
+        "Listener Priority RateLimitStatus RateLimitStore Registration Renewable Storage"
+    ),
+    ".stores._common": "CacheEntryInfo CacheStats DedupeStats JobInfo RateLimitStats ResourceInfo Stores",
+    ".stores._hashing": "hash_request",
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = (
     "AdaptiveConfig",
@@ -159,3 +191,16 @@ __all__ = (
     "static_provider",
     "tiered_refresh_before",
 )
+
+
+def __getattr__(name: str) -> object:
+    module = _HOME_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(module, __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
