@@ -348,12 +348,12 @@ async def hosting(owner: Owner) -> AsyncGenerator[None, None]:
             del error, earlier, context, problems[:]
 
 
-class _Protected(AbstractAsyncContextManager[X, bool | None], Generic[X]):
+class _Protected(AbstractAsyncContextManager[X], Generic[X]):
     """A context manager whose own steps no KeyboardInterrupt can split."""
 
     __slots__ = ("_manager",)
 
-    def __init__(self, manager: AbstractAsyncContextManager[X, bool | None]) -> None:
+    def __init__(self, manager: AbstractAsyncContextManager[X]) -> None:
         self._manager = manager
 
     @enable_ki_protection
@@ -367,12 +367,12 @@ class _Protected(AbstractAsyncContextManager[X, bool | None], Generic[X]):
         return await self._manager.__aexit__(kind, error, traceback)
 
 
-def owning(function: Callable[P, AsyncGenerator[X, None]]) -> Callable[P, AbstractAsyncContextManager[X, bool | None]]:
+def owning(function: Callable[P, AsyncGenerator[X, None]]) -> Callable[P, AbstractAsyncContextManager[X]]:
     """Make an async context manager of a generator, protected from KeyboardInterrupt at both ends."""
     make = asynccontextmanager(function)
 
     @functools.wraps(function)
-    def manage(*args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[X, bool | None]:
+    def manage(*args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[X]:
         return _Protected(make(*args, **kwargs))
 
     return manage
