@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import os
 import threading
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -589,6 +590,23 @@ async def test_used_from_another_thread() -> None:
         await trio.to_thread.run_sync(thread.join)
         assert len(seen) == 3
         assert all("another thread" in str(error) for error in seen)
+
+
+async def test_used_in_a_forked_child() -> None:
+    async with open_resource(ScriptedFetch("a")) as resource:
+        await resource.get()
+        resource.get_nowait()
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                resource.get_nowait()
+            except RuntimeError as exc:
+                status = 0 if "another thread or process" in str(exc) else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert resource.get_nowait() == "a"
 
 
 # Closing

@@ -9,6 +9,7 @@ Invariants:
   leaves the ``async with`` as itself; an exception of the body becomes its context.
 * Closing is one synchronous step: from it on every call is refused. Then the tasks are waited for, then
   :class:`~trio_renew.OwnerClosed` is told.
+* An owner belongs to one thread of one process. In a forked child it is refused like in a foreign thread.
 * Our own steps are protected from KeyboardInterrupt, the user's code is not (:func:`call_user`).
 """
 
@@ -16,7 +17,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import types
+import weakref
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import Context, copy_context
 from heapq import heapify, heappop, heappush
@@ -80,6 +83,18 @@ def check_async_function(name: str, function: object) -> None:
         raise TypeError(f"{name} must be an async function of no arguments, got {kind}: {function!r}")
 
 
+_alive: weakref.WeakSet[Owner] = weakref.WeakSet()
+
+
+def _disown_after_fork() -> None:
+    for owner in _alive:
+        owner.disown()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_after_fork)
+
+
 class Alarm:
     """One callback at one instant of Trio's clock. Made by :meth:`Owner.alarm`."""
 
@@ -113,6 +128,7 @@ class Owner:
         "_context",
         "_crash",
         "_dead_alarms",
+        "_followers",
         "_nursery",
         "_sleeper",
         "_thread",
@@ -155,12 +171,24 @@ class Owner:
         self._sleeper: trio.CancelScope | None = None
         self._timekeeping = False
         self._thread = get_ident()
+        self._followers: list[Callable[[], None]] = []
+        _alive.add(self)
         self._token = trio.lowlevel.current_trio_token()
 
     @property
     def thread(self) -> int:
         """The ident of the thread that the owner lives in."""
         return self._thread
+
+    def on_disowned(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called in a forked child, where a hit must not skip the check of the thread."""
+        self._followers.append(callback)
+
+    def disown(self) -> None:
+        """Belong to no thread any more."""
+        self._thread = 0
+        for callback in self._followers:
+            callback()
 
     def tell(self, *events: Event) -> None:
         """Tell the observer; see :func:`trio_renew._events.emit`."""
@@ -174,7 +202,7 @@ class Owner:
           trio.ClosedResourceError: The owner is closed.
         """
         if get_ident() != self._thread:
-            raise RuntimeError(f"{self!r} belongs to another thread: use it in the Trio run that opened it")
+            raise RuntimeError(f"{self!r} belongs to another thread or process: use it in the Trio run that opened it")
         if self.closed:
             self.refuse()
         if trio.lowlevel.current_trio_token() is not self._token:

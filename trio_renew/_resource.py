@@ -117,6 +117,7 @@ class RenewableResource(Generic[T]):
         if storage is not None:
             self._stash = Stash(owner, storage, self.fetch_timeout, self._storage_failed)
         owner.on_closing(self._closed)
+        owner.on_disowned(self._disowned)
 
     def __repr__(self) -> str:
         name = "" if self._owner.name is None else f" {self._owner.name!r}"
@@ -581,6 +582,9 @@ class RenewableResource(Generic[T]):
     def _slow_down(self) -> None:
         self._fast_until = -inf
         self._fast_value = None
+
+    def _disowned(self) -> None:
+        self._thread = 0
 
     def _closed(self) -> None:
         self._slow_down()
