@@ -20,37 +20,54 @@ from ._owner import call_user
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("PATIENCE", "Report", "StoreDown", "ask", "check_methods", "check_name")
+__all__ = ("PATIENCE", "Ask", "StoreDown", "check_methods", "check_name")
 
 #: Seconds that one call of a store may take.
 PATIENCE = 5.0
-
-if TYPE_CHECKING:
-    #: Told the method and the error of each failed call.
-    Report = Callable[[str, BaseException], None]
 
 
 class StoreDown(Exception):
     """A store could not be asked; that was reported. Never leaves the package."""
 
 
-async def ask(
-    report: Report, store: object, operation: str, *args: object, within: float = PATIENCE, **options: object
-) -> Any:
-    """Call one method of a store.
+class Ask:
+    """Calls stores for one provider.
 
-    Raises:
-      StoreDown: It raised, or took longer than ``within`` seconds.
+    Args:
+      report: Told the method and the error of each failed call.
+      fetch_timeout: Of the provider, in seconds.
+
+    Attributes:
+      hurry: Seconds that a call before the fetch may take: there must be time left to fetch without the store.
     """
-    try:
-        with trio.move_on_after(within):
-            return await call_user(operation, partial(getattr(store, operation), *args, **options))
-        error: Exception = StoreError(f"{operation}() took longer than {within:g} s")
-    except Exception as exc:
-        error = exc
-    report(operation, error)
-    del error  # its traceback holds this frame
-    raise StoreDown
+
+    __slots__ = ("_report", "hurry")
+
+    def __init__(self, report: Callable[[str, BaseException], None], fetch_timeout: float) -> None:
+        self._report = report
+        self.hurry = min(PATIENCE, fetch_timeout / 2)
+
+    def report(self, operation: str, error: BaseException) -> None:
+        """Report a failure that shows only in what a store has answered."""
+        self._report(operation, error)
+
+    async def __call__(
+        self, store: object, operation: str, *args: object, within: float = PATIENCE, **options: object
+    ) -> Any:
+        """Call one method of a store.
+
+        Raises:
+          StoreDown: It raised, or took longer than ``within`` seconds.
+        """
+        try:
+            with trio.move_on_after(within):
+                return await call_user(operation, partial(getattr(store, operation), *args, **options))
+            error: Exception = StoreError(f"{operation}() took longer than {within:g} s")
+        except Exception as exc:
+            error = exc
+        self._report(operation, error)
+        del error  # its traceback holds this frame
+        raise StoreDown
 
 
 def check_methods(name: str, what: str, store: object, *methods: str) -> None:

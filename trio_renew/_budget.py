@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, final
 
 import attrs
 
-from ._ask import StoreDown, ask, check_methods, check_name
+from ._ask import StoreDown, check_methods, check_name
 
 if TYPE_CHECKING:
-    from ._ask import Report
+    from ._ask import Ask
     from .abc import AdaptiveRateLimitStore, Priority
 
 __all__ = ("Budget", "spend")
@@ -43,7 +43,8 @@ class Budget:
     ``serve_expired_for`` or ``leeway`` allows it. A refusal is no failure of the source: neither the breaker nor the
     backoff moves. A value that another process has fetched (see :class:`Share`) costs nothing.
 
-    When the store cannot be asked (for 5 s), the fetch goes through, and ``StorageFailed`` says so.
+    When the store cannot be asked (within 5 s, and half of ``fetch_timeout``), the fetch goes through, and
+    ``StorageFailed`` says so.
 
     Args:
       adaptive_store: The limit, such as the ``adaptive`` of a store engine.
@@ -65,12 +66,12 @@ class Budget:
     resource: str = attrs.field(validator=_check_resource)
 
 
-async def spend(budget: Budget, priority: Priority, report: Report) -> float | None:
+async def spend(budget: Budget, priority: Priority, ask: Ask) -> float | None:
     """Spend one fetch; gives None, or where it is refused the seconds until one may be allowed."""
     try:
-        if await ask(report, budget.adaptive_store, "acquire", budget.resource, priority):
+        if await ask(budget.adaptive_store, "acquire", budget.resource, priority, within=ask.hurry):
             return None
-        wait: float = await ask(report, budget.adaptive_store, "get_wait_time", budget.resource, priority)
+        wait: float = await ask(budget.adaptive_store, "get_wait_time", budget.resource, priority, within=ask.hurry)
     except StoreDown:
         return None
     return max(wait, _AT_LEAST)

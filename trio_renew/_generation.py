@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import trio
 
-from ._ask import StoreDown, ask
+from ._ask import PATIENCE, StoreDown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._ask import Report
+    from ._ask import Ask
     from ._owner import Owner
     from .abc import CacheStore
 
@@ -42,10 +42,11 @@ class Generation(Generic[F]):
       cache: The store.
       prefix: The key of the share.
       moved: Makes the provider forget, as by ``clear()``, but for a flight that goes on.
-      report: Told each failure of the store.
+      ask: Calls the store.
     """
 
     __slots__ = (
+        "_ask",
         "_cache",
         "_epoch",
         "_failures",
@@ -55,7 +56,6 @@ class Generation(Generic[F]):
         "_owner",
         "_prefix",
         "_putting",
-        "_report",
         "_seen",
         "_unput",
     )
@@ -66,13 +66,13 @@ class Generation(Generic[F]):
         cache: CacheStore[Any],
         prefix: str,
         moved: Callable[[F | None], object],
-        report: Report,
+        ask: Ask,
     ) -> None:
         self._owner = owner
         self._cache = cache
         self._prefix = prefix
         self._moved = moved
-        self._report = report
+        self._ask = ask
         #: What the values here belong to; None: not known yet. A new epoch begins with each change of it.
         self._known: str | None = None
         self._epoch = 0
@@ -105,7 +105,7 @@ class Generation(Generic[F]):
     async def _run_clear(self, done: trio.Event, after: trio.Event | None) -> None:
         with trio.CancelScope(shield=True):
             try:
-                await self._put()
+                await self._put(PATIENCE)
             except StoreDown:
                 pass  # the next look tries again
             try:
@@ -134,12 +134,12 @@ class Generation(Generic[F]):
             self._looking = False
             self._owner.not_closing(scope.cancel)
 
-    async def look(self, sparing: F | None) -> str:
+    async def look(self, sparing: F | None, *, within: float = PATIENCE) -> str:
         """Read the generation; where it has moved, forget what belongs to the old one."""
         while True:
-            await self._put()
+            await self._put(within)
             epoch = self._epoch
-            generation = await self._generation()
+            generation = await self._generation(within)
             # Somebody here has learnt better meanwhile: what was read may be older.
             if epoch == self._epoch:
                 break
@@ -151,11 +151,11 @@ class Generation(Generic[F]):
                 self._moved(sparing)
         return generation
 
-    async def _generation(self) -> str:
-        found = await ask(self._report, self._cache, "get", self.key(_MARK))
+    async def _generation(self, within: float) -> str:
+        found = await self._ask(self._cache, "get", self.key(_MARK), within=within)
         return _FIRST if found is None else str(found)
 
-    async def _put(self) -> None:
+    async def _put(self, within: float) -> None:
         """Let the store know the generation that our clear() began."""
         failures = self._failures
         async with self._putting:
@@ -164,8 +164,8 @@ class Generation(Generic[F]):
                     raise StoreDown  # who waited here need not try again
                 wanted, cache = self._unput, self._cache
                 try:
-                    old = await self._generation() if self._seen is None else self._seen
-                    await ask(self._report, cache, "set", self.key(_MARK), wanted, 0.0)
+                    old = await self._generation(within) if self._seen is None else self._seen
+                    await self._ask(cache, "set", self.key(_MARK), wanted, 0.0, within=within)
                 except StoreDown:
                     self._failures += 1
                     raise
@@ -174,6 +174,6 @@ class Generation(Generic[F]):
                     self._unput = None
                 try:
                     # Nobody reads it any more; a value that never ends would stay for ever.
-                    await ask(self._report, cache, "delete", self.key(old))
+                    await self._ask(cache, "delete", self.key(old), within=within)
                 except StoreDown:
                     pass

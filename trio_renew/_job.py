@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ._ask import PATIENCE, StoreDown, ask
+from ._ask import PATIENCE, Ask, StoreDown
 from ._errors import JobLost, RemoteFetchError
 from ._flight import State
 
 if TYPE_CHECKING:
-    from ._ask import Report
     from ._flight import Flight
     from ._record import Draft
     from .abc import DedupeStore
@@ -61,13 +60,14 @@ class Job:
     """
 
     __slots__ = (
+        "_ask",
+        "_ask_once",
         "_beating",
         "_dedupe",
         "_flight",
         "_hash",
         "_id",
         "_lease",
-        "_report",
         "_reported",
         "_told",
         "draft",
@@ -83,15 +83,16 @@ class Job:
         job_id: str,
         generation: str,
         flight: Flight[Any, Any],
-        report: Report,
+        ask: Ask,
     ) -> None:
         self._dedupe = dedupe
         self._hash = hash
         self._id = job_id
         self._flight: Flight[Any, Any] | None = flight
-        self._report = report
-        self._reported = False
+        self._ask = ask
         self._lease = _lease_of(dedupe)
+        self._reported = False
+        self._ask_once = Ask(self._report_once, self._lease)
         self._beating = trio.CancelScope()
         self._told: tuple[str, object] | None = None
         self.generation = generation
@@ -127,9 +128,8 @@ class Job:
         Raises:
           StoreDown: The store cannot be asked.
         """
-        if not self.lost and not await ask(
-            self._report_once, self._dedupe, "extend", self._hash, self._id, within=min(PATIENCE, self._lease / 2)
-        ):
+        within = min(PATIENCE, self._lease / 2)
+        if not self.lost and not await self._ask_once(self._dedupe, "extend", self._hash, self._id, within=within):
             self.lost = True
         return not self.lost
 
@@ -141,7 +141,7 @@ class Job:
                     await self._beat()
                 if self._told is not None and not self.lost:
                     operation, outcome = self._told
-                    await ask(self._report, self._dedupe, operation, self._hash, outcome, job_id=self._id)
+                    await self._ask(self._dedupe, operation, self._hash, outcome, job_id=self._id)
             except StoreDown:
                 pass  # the peers find out when the lease has run out
             finally:
@@ -163,4 +163,4 @@ class Job:
     def _report_once(self, operation: str, error: BaseException) -> None:
         if not self._reported:
             self._reported = True
-            self._report(operation, error)
+            self._ask.report(operation, error)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from ._ask import Ask
 from ._budget import Budget, spend
 from ._errors import BreakerOpen, BudgetExhausted, MintedTokenAlreadyExpired, Unconfigured
 from ._events import BreakerChanged, FetchFailed, FetchStarted, FetchSucceeded, ServedExpired
@@ -81,6 +82,7 @@ class RefreshingProvider(RenewableResource[T]):
     """A value that is renewed in the background before it expires. Made by :func:`open_provider`."""
 
     __slots__ = (
+        "_ask",
         "_backoff",
         "_breaker",
         "_breaker_policy",
@@ -157,6 +159,7 @@ class RefreshingProvider(RenewableResource[T]):
         self._fast_alarm: Alarm | None = None
         self._warm_alarm: Alarm | None = None
         self._budget = budget
+        self._ask = Ask(self._storage_failed, self.fetch_timeout)
         self._looked = _Hold()
         self._sharing: Sharing[T] | None = None
         if share is not None:
@@ -166,7 +169,7 @@ class RefreshingProvider(RenewableResource[T]):
                 appraise=self._appraise,
                 held=lambda: self._held,
                 moved=self._forget_here,
-                report=self._storage_failed,
+                ask=self._ask,
             )
 
     async def current_token(self) -> T:
@@ -282,7 +285,7 @@ class RefreshingProvider(RenewableResource[T]):
 
     async def _ask_source(self, flight: Flight[T, Held[T]]) -> T | None:
         if self._budget is not None:
-            wait = await spend(self._budget, "background" if flight.background else "user", self._storage_failed)
+            wait = await spend(self._budget, "background" if flight.background else "user", self._ask)
             if wait is not None:
                 now = self._clock.now()
                 if flight.background and not flight.fenced:

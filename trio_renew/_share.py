@@ -29,7 +29,7 @@ import outcome
 import trio
 
 from . import _record
-from ._ask import StoreDown, ask, check_methods, check_name
+from ._ask import StoreDown, check_methods, check_name
 from ._codecs import check_codec
 from ._errors import FetchTimeout
 from ._generation import Generation
@@ -39,7 +39,7 @@ from ._values import Lease
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from ._ask import Report
+    from ._ask import Ask
     from ._flight import Flight
     from ._held import Held
     from ._owner import Owner
@@ -80,8 +80,8 @@ class Share:
     All providers, in whichever process, that share a key of the same stores see one flight: one of them asks the
     source, the others get what it got. One that dies is replaced within a lease of the dedupe store; ``fetch_timeout``
     should exceed that lease. ``clear()`` reaches all of them, and so does a value that ``refresh(stale=...)`` brought.
-    When a store cannot be asked (for 5 s each call), every process serves what it holds, fetches for itself, and says
-    so (``StorageFailed`` with the name of the store's method).
+    When a store cannot be asked (each call has 5 s, and half of ``fetch_timeout`` before a fetch), every process serves
+    what it holds, fetches for itself, and says so (``StorageFailed`` with the name of the store's method).
 
     The store then holds the value, as text: a token in plain text, unless the codec encrypts it
     (:func:`encrypted`).
@@ -133,7 +133,7 @@ class Sharing(Generic[T]):
       appraise: Reads the life of a value that was issued at an instant; raises for one that has no life left.
       held: Gives what the provider holds.
       moved: Makes the provider forget, as by ``clear()``, but for a flight that goes on.
-      report: Told each failure of a store.
+      ask: Calls the stores.
 
     Attributes:
       generation: The generation that the store has, as this provider knows it.
@@ -141,11 +141,11 @@ class Sharing(Generic[T]):
 
     __slots__ = (
         "_appraise",
+        "_ask",
         "_held",
         "_jobs",
         "_last",
         "_owner",
-        "_report",
         "_share",
         "generation",
     )
@@ -158,16 +158,16 @@ class Sharing(Generic[T]):
         appraise: Callable[[T, float], Held[T]],
         held: Callable[[], Held[T] | None],
         moved: Callable[[Flight[T, Held[T]] | None], object],
-        report: Report,
+        ask: Ask,
     ) -> None:
         self._owner = owner
         self._share = share
         self._appraise = appraise
         self._held = held
-        self._report = report
+        self._ask = ask
         self._jobs: dict[Flight[T, Held[T]], Job] = {}
         self._last: Job | None = None
-        self.generation: Generation[Flight[T, Held[T]]] = Generation(owner, share.cache, share.key, moved, report)
+        self.generation: Generation[Flight[T, Held[T]]] = Generation(owner, share.cache, share.key, moved, ask)
 
     # The flight
 
@@ -213,7 +213,7 @@ class Sharing(Generic[T]):
                 flight.stored = True
                 return _Found(record)
             hash = self.generation.key(generation)
-            registration = await ask(self._report, self._share.dedupe, "register_or_join", hash)
+            registration = await self._ask(self._share.dedupe, "register_or_join", hash, within=self._ask.hurry)
             if not registration.is_owner:
                 found = await self._join(flight, hash, registration.job_id)
                 if found is not None:
@@ -237,7 +237,7 @@ class Sharing(Generic[T]):
                 return None
 
     def _own(self, flight: Flight[T, Held[T]], hash: str, job_id: str, generation: str) -> Job:
-        job = Job(self._share.dedupe, hash, job_id, generation, flight, self._report)
+        job = Job(self._share.dedupe, hash, job_id, generation, flight, self._ask)
         self._jobs[flight] = self._last = job
         self._owner.start(job.run, "job")
         return job
@@ -249,7 +249,7 @@ class Sharing(Generic[T]):
           Exception: What the peer's source raised.
         """
         # Part of the fetch: as long as that may take.
-        result: object = await ask(self._report, self._share.dedupe, "wait_outcome", hash, job_id=job_id, within=inf)
+        result: object = await self._ask(self._share.dedupe, "wait_outcome", hash, job_id=job_id, within=inf)
         if isinstance(result, outcome.Error):
             if given_up(result.error):
                 return None
@@ -260,7 +260,7 @@ class Sharing(Generic[T]):
             try:
                 found = _Found(_record.read(said[1:], self._share.codec))
             except Exception as exc:
-                self._report("wait_outcome", exc)
+                self._ask.report("wait_outcome", exc)
                 return None
             record = cast("Record", found.record)
             fetched = said[0] == _FETCHED
@@ -316,7 +316,7 @@ class Sharing(Generic[T]):
                 ttl = 0.0 if held.expires_at is None else held.expires_at - self._owner.clock.now()
                 lives = held.expires_at is None or ttl > 0.0
                 if lives and not _is_fenced(flight) and await job.still_ours():
-                    await ask(self._report, self._share.cache, "set", self.generation.key(job.generation), text, ttl)
+                    await self._ask(self._share.cache, "set", self.generation.key(job.generation), text, ttl)
             except StoreDown:
                 pass
         job.complete(_FETCHED + text)
@@ -344,13 +344,14 @@ class Sharing(Generic[T]):
             job.give_up()
 
     async def _read(self, flight: Flight[T, Held[T]]) -> tuple[str, Record | None]:
-        generation = await self.generation.look(flight)
-        text = await ask(self._report, self._share.cache, "get", self.generation.key(generation))
+        within = self._ask.hurry
+        generation = await self.generation.look(flight, within=within)
+        text = await self._ask(self._share.cache, "get", self.generation.key(generation), within=within)
         if text is None:
             return generation, None
         try:
             record = _record.read(text, self._share.codec)
         except ValueError as exc:
-            self._report("get", exc)
+            self._ask.report("get", exc)
             return generation, None
         return generation, record if record.generation == generation else None

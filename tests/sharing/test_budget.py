@@ -258,7 +258,7 @@ async def test_a_budget_that_is_down_lets_it_through(autojump_clock: MockClock) 
         async def broken(resource: str, priority: str) -> float:
             raise StoreError("down")
 
-        limit.get_wait_time = broken  # type: ignore[method-assign]
+        limit.get_wait_time = broken  # type: ignore[method-assign, assignment]
         await provider.refresh()
     assert [e.operation for e in events if isinstance(e, StorageFailed)] == ["acquire", "acquire", "get_wait_time"]
 

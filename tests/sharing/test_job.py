@@ -351,7 +351,7 @@ async def test_a_store_that_is_down(autojump_clock: MockClock, between: Any, met
             await trio.sleep(10.0)
             assert failures(events) == [method]
             bound = 0.0 if trouble != "hang" or method == "complete" else 5.0
-            assert provider.status().issued_at == provider.status().expires_at - 100.0
+            assert (await provider.lease()).issued_at == (await provider.get()).expires_at - 100.0  # type: ignore[operator]
             assert trio.current_time() == 10.0 + bound
             error = next(event.error for event in events if isinstance(event, StorageFailed))
             assert isinstance(error, (StoreError, trio.ClosedResourceError))
@@ -360,6 +360,16 @@ async def test_a_store_that_is_down(autojump_clock: MockClock, between: Any, met
             assert text(await provider.refresh()) == "b"
             async with open_provider(fetch, share=share_of(stores)) as peer:
                 assert text(await peer.get()) == "b"
+
+
+async def test_there_is_time_left_to_fetch(autojump_clock: MockClock, between: Any) -> None:
+    fetch = ScriptedFetch(Sleep(1.0, Token("a", 100.0)))
+    async with open_memory_stores() as stores:
+        cache = between(stores.cache)
+        cache.trouble["get"] = "hang"
+        async with open_provider(fetch, share=Share(cache, stores.dedupe, "key"), fetch_timeout=4.0) as provider:
+            assert text(await provider.get()) == "a"
+            assert trio.current_time() == 3.0
 
 
 async def test_an_answer_that_does_not_come(autojump_clock: MockClock, between: Any) -> None:
