@@ -275,6 +275,15 @@ async def test_what_is_settled_is_released_after_a_lease(autojump_clock: trio.te
         assert watch() is None
 
 
+async def test_outcomes_do_not_pile_up_until_the_next_sweep(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_memory_stores(lease=1.0) as stores:
+        for number in range(20):
+            await stores.dedupe.register(f"k{number}")
+            await stores.dedupe.complete(f"k{number}", number)
+            await trio.sleep(0.5)
+        assert len(stores.dedupe._kept) <= 3
+
+
 async def test_abandoned_jobs_do_not_pile_up(autojump_clock: trio.testing.MockClock) -> None:
     async with open_memory_stores() as stores:
         for number in range(100):

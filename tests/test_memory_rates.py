@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from trio_renew._policy.capacity import RateLimitConfig
+from trio_renew._policy.capacity import AdaptiveConfig, RateLimitConfig
 from trio_renew.abc import AdaptiveRateLimitStatus, RateLimitStatus
 from trio_renew.stores._common import RateLimitStats, ResourceInfo
 from trio_renew.stores._memory_life import seconds_until
@@ -347,6 +347,17 @@ async def test_what_is_over_is_forgotten(kind: str, autojump_clock: trio.testing
         assert trio.lowlevel.current_statistics().seconds_to_next_deadline == float("inf")
 
 
+@BOTH
+async def test_a_cooldown_alone_is_forgotten_too(kind: str, autojump_clock: trio.testing.MockClock) -> None:
+    async with open_memory_stores() as stores:
+        limits: Limits = getattr(stores, kind)
+        now = (await limits.get_status("a")).reset_at
+        await trio.sleep(200.0)
+        await limits.set_cooldown("b", now + 210.0)
+        await trio.sleep(200.0)
+        assert not limits._cooldowns
+
+
 async def test_the_plain_status_is_frozen_and_complete(autojump_clock: trio.testing.MockClock) -> None:
     async with open_memory_stores(clock=SetClock(), default_config=only(5)) as stores:
         await stores.rate_limit.record("a")
@@ -441,6 +452,31 @@ async def test_background_work_waits_for_its_share() -> None:
         assert await adaptive.get_wait_time("a", "user") == 1.0
 
 
+async def test_background_work_waits_for_the_whole_limit_as_well() -> None:
+    clock = SetClock()
+    config = AdaptiveConfig(high_activity_threshold=100, moderate_activity_threshold=50)
+    async with open_memory_stores(clock=clock, default_config=only(10), adaptive_config=config) as stores:
+        adaptive = stores.adaptive
+        for _ in range(10):
+            assert await adaptive.acquire("a", "user")
+        clock.now = 1004.0
+        assert not await adaptive.acquire("a", "background")
+        assert await adaptive.get_wait_time("a", "background") == 6.0
+
+
+async def test_cleaning_up_keeps_a_division_for_its_interval() -> None:
+    clock = SetClock()
+    async with open_memory_stores(clock=clock, default_config=only(100)) as stores:
+        before = await stores.adaptive.get_status("a")
+        clock.now = 1029.0
+        await stores.adaptive.cleanup()
+        for _ in range(12):
+            await stores.adaptive.record("a", "user")
+        assert (await stores.adaptive.get_status("a")).reason == before.reason
+        clock.now = 1030.0
+        assert (await stores.adaptive.get_status("a")).reason.startswith("High user activity")
+
+
 async def test_after_a_long_silence_users_are_not_locked_out(autojump_clock: trio.testing.MockClock) -> None:
     async with open_memory_stores(default_config=only(100)) as stores:
         adaptive = stores.adaptive
@@ -466,7 +502,9 @@ async def test_history_is_kept_for_the_longer_one_of_the_two_windows(autojump_cl
         for _ in range(100):
             await adaptive.record("a")
         await trio.sleep(16 * 60.0)
-        assert (await adaptive.get_status("a")).remaining == 100
+        status = await adaptive.get_status("a")
+        assert status.remaining == 100
+        assert status.reason.startswith("No user activity yet")
     async with open_memory_stores(default_config=only(200, 60.0)) as stores:
         adaptive = stores.adaptive
         for _ in range(4):

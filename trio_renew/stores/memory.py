@@ -116,8 +116,6 @@ async def open_memory_stores(
         except BaseException as error:  # noqa: ASYNC103 - raised below, where no group is made of it
             left_with = error
         life.close()
-        # What cancels the surroundings has reached the body already; here it could only hide what the body raised.
-        nursery.cancel_scope.shield = True
     if left_with is not None:
         try:
             raise left_with
