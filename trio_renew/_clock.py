@@ -7,11 +7,13 @@ Invariants:
   elapsed time. A suspended machine moves the first, a wall clock that is stepped back does not move the second.
 * Under any other Trio clock (``MockClock``) one anchor holds for the whole run, in whole seconds, and the wall clock
   is not looked at again: ``trio.sleep(800)`` ages every value by exactly 800 seconds.
+* A given clock is the only one that is read. What it raises, or a reading that is no instant, goes to whoever asked.
 """
 
 from __future__ import annotations
 
 import time
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import trio
@@ -63,7 +65,7 @@ class Clock:
       given: The user's clock; then it is the only one that is read.
     """
 
-    __slots__ = ("_since", "_wall", "now", "steady", "wall_based")
+    __slots__ = ("_given", "_last", "_since", "_wall", "now", "steady", "wall_based")
 
     #: Read the time, in POSIX seconds.
     now: Callable[[], float]
@@ -75,8 +77,10 @@ class Clock:
     def __init__(self, given: Callable[[], float] | None = None) -> None:
         self._wall = self._since = 0.0
         self.wall_based = self.steady = False
+        self._last = 0.0
         if given is not None:
-            self.now = given
+            self._given = given
+            self.now = self._read_given
         elif under_test_clock():
             self.steady = True
             self.now = _run_now
@@ -84,6 +88,13 @@ class Clock:
             self.wall_based = True
             self.now = self._later_of_both
             self.reanchor()
+
+    def last(self) -> float:
+        """Read it where nothing may fail: a given clock that does is taken to stand still."""
+        try:
+            return self.now()
+        except Exception:
+            return self._last
 
     def reanchor(self) -> float:
         """Take the wall clock's word from here on, where it counts at all. Returns by how much the time moved."""
@@ -93,6 +104,15 @@ class Clock:
         self._wall = time.time()
         self._since = trio.current_time()
         return 0.0 if before is None else self._wall - before
+
+    def _read_given(self) -> float:
+        now = self._given()
+        if isinstance(now, bool) or not isinstance(now, (int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"clock must return POSIX seconds, but it returned a {type(now).__name__}")
+        if not isfinite(now):
+            raise ValueError(f"clock must return POSIX seconds, but it returned {now!r}")
+        self._last = now
+        return now
 
     def _later_of_both(self) -> float:
         return max(time.time(), self._wall + (trio.current_time() - self._since))

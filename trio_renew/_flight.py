@@ -30,6 +30,7 @@ import enum
 from contextvars import ContextVar
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
+from weakref import ref
 
 import trio
 from trio.lowlevel import enable_ki_protection
@@ -50,8 +51,9 @@ __all__ = ("Flight", "Home", "State", "current_flights", "raise_shared", "refuse
 T = TypeVar("T")
 H = TypeVar("H")  # what a home keeps of a value
 
-#: The flights in whose fetch (or child task of it) the current task runs, outermost first.
-_inside: ContextVar[tuple[Flight[Any, Any], ...]] = ContextVar("trio_renew.inside", default=())
+#: The flights in whose fetch (or child task of it) the current task runs, outermost first. A task that outlives its
+#: fetch keeps this context, but not what was fetched.
+_inside: ContextVar[tuple[ref[Flight[Any, Any]], ...]] = ContextVar("trio_renew.inside", default=())
 current_flights = _inside.get
 
 
@@ -131,6 +133,7 @@ class Flight(Generic[T, H]):
       stored: Its value was not fetched now: the processes that share it had it already.
       refused: It was not allowed to fetch: no failure of the source.
       override: It was let through an open breaker.
+      permanent: It failed in a way that trying again does not mend.
       unusable: While a failure is told: the value that could not be used, or None.
       issued_at: When the fetch started, on the owner's clock; a fetch may say better before it returns.
       held: After settling: what arrived, or None.
@@ -140,6 +143,7 @@ class Flight(Generic[T, H]):
     """
 
     __slots__ = (
+        "__weakref__",
         "_alarm",
         "_context",
         "_freed",
@@ -158,6 +162,7 @@ class Flight(Generic[T, H]):
         "issued_at",
         "joinable",
         "override",
+        "permanent",
         "reason",
         "refused",
         "rejected",
@@ -195,6 +200,7 @@ class Flight(Generic[T, H]):
         self.stored = False
         self.refused = False
         self.override = False
+        self.permanent = False
         self.unusable: T | None = None
         self.answered = False
         self.held: H | None = None
@@ -292,7 +298,7 @@ class Flight(Generic[T, H]):
         outcome: tuple[T | None] | None = None
         error: Exception | None = None
         try:
-            _inside.set((*_inside.get(), self))
+            _inside.set((*_inside.get(), ref(self)))
             try:
                 with self._scope:
                     if self.background and self.after_claim is not None:
@@ -446,13 +452,14 @@ class Flight(Generic[T, H]):
 
 
 def refuse_reentry(home: object, what: str) -> None:
-    """Refuse a call from inside a running fetch of the same home.
+    """Refuse a call from inside a running fetch of the same home. One that has returned is only being kept.
 
     Raises:
       ReentrantFetchError: It would wait for itself.
     """
-    for flight in _inside.get():
-        if flight.home is home and flight.state is not State.DONE:
+    for mark in _inside.get():
+        flight = mark()
+        if flight is not None and flight.home is home and flight.state not in (State.KEEPING, State.DONE):
             raise ReentrantFetchError(
                 f"{what} was called from inside the fetch of {home!r}: it would wait for itself. "
                 "Give the fetch what it needs some other way"

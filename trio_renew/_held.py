@@ -112,7 +112,7 @@ class Changes(Generic[T]):
 
     __slots__ = ("_look", "_owner", "_seen", "_wait")
 
-    def __init__(self, owner: Owner, look: Callable[[], Held[T] | None], wait: Callable[[], trio.Event]) -> None:
+    def __init__(self, owner: Owner, look: Callable[[int], Held[T] | None], wait: Callable[[], trio.Event]) -> None:
         self._owner = owner
         self._look = look
         self._wait = wait
@@ -130,8 +130,8 @@ class Changes(Generic[T]):
         await trio.lowlevel.checkpoint()
         while not self._owner.closed:
             self._owner.check()
-            held = self._look()
-            if held is not None and held.generation != self._seen:
+            held = self._look(self._seen)
+            if held is not None:
                 self._seen = held.generation
                 return held.value
             await self._wait().wait()

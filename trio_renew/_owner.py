@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
     from types import TracebackType
 
-__all__ = ("Alarm", "Owner", "call_user", "check_async_function", "hosting", "owning")
+__all__ = ("Alarm", "Owner", "call_user", "check_async_function", "check_function", "hosting", "owning")
 
 P = ParamSpec("P")
 X = TypeVar("X")
@@ -58,6 +58,17 @@ async def call_user(what: str, function: Callable[..., Awaitable[X]], *args: Any
     """Await a user's async function, called ``what``, where a KeyboardInterrupt may strike as in any task."""
     # One expression: an interrupt between making the coroutine and awaiting it would leave it unawaited.
     return await _awaitable(what, function(*args))
+
+
+def check_function(name: str, function: object, what: str) -> None:
+    """Refuse what is neither None nor a plain function.
+
+    Raises:
+      TypeError: It is not callable, or an async function: its result would never be awaited.
+    """
+    if function is not None and (not callable(function) or inspect.iscoroutinefunction(function)):
+        got = "an async function" if callable(function) else type(function).__name__
+        raise TypeError(f"{name} must be {what} or None, got {got}")
 
 
 def check_async_function(name: str, function: object) -> None:
@@ -151,10 +162,8 @@ class Owner:
         observe: Callable[[Event], None] | None,
         clock: Callable[[], float] | None,
     ) -> None:
-        if observe is not None and not callable(observe):
-            raise TypeError(f"observe must be a function of one event or None, got {type(observe).__name__}")
-        if clock is not None and not callable(clock):
-            raise TypeError(f"clock must be a function that returns POSIX seconds or None, got {type(clock).__name__}")
+        check_function("observe", observe, "a function of one event")
+        check_function("clock", clock, "a function that returns POSIX seconds")
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a str or None, got {type(name).__name__}")
         self.name = name

@@ -26,7 +26,7 @@ from ._errors import BreakerOpen, BudgetExhausted, MintedTokenAlreadyExpired, Un
 from ._events import BreakerChanged, FetchFailed, FetchStarted, FetchSucceeded, ServedExpired
 from ._flight import Flight, raise_shared
 from ._held import Held
-from ._owner import call_user, check_async_function, hosting, owning
+from ._owner import call_user, check_async_function, check_function, hosting, owning
 from ._policy.breaker import BreakerPolicy, Closed, HalfOpen, Open, admit, record_failure, record_success, same_to_observers
 from ._policy.decision import CacheState, ServeAndRefresh, ServeCached, decide
 from ._policy.schedule import RefreshPolicy, due_at, sample_jitter, soft_expiry
@@ -90,7 +90,9 @@ class RefreshingProvider(RenewableResource[T]):
         "_failures",
         "_fast_alarm",
         "_interval",
+        "_in_use",
         "_keep_warm",
+        "_last_failure",
         "_looked",
         "_overridden",
         "_permanent",
@@ -100,7 +102,6 @@ class RefreshingProvider(RenewableResource[T]):
         "_read_expires_at",
         "_setbacks",
         "_sharing",
-        "_used_at",
         "_warm_alarm",
     )
 
@@ -126,8 +127,7 @@ class RefreshingProvider(RenewableResource[T]):
             raise TypeError(f"policy must be a RefreshPolicy, got {type(policy).__name__}")
         if breaker is not None and not isinstance(breaker, BreakerPolicy):
             raise TypeError(f"breaker must be a BreakerPolicy or None, got {type(breaker).__name__}")
-        if expires_at is not None and not callable(expires_at):
-            raise TypeError(f"expires_at must be a function of the value or None, got {type(expires_at).__name__}")
+        check_function("expires_at", expires_at, "a function of the value")
         if share is not None and not isinstance(share, Share):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"share must be a Share or None, got {type(share).__name__}")
         if budget is not None and not isinstance(budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -147,7 +147,9 @@ class RefreshingProvider(RenewableResource[T]):
         self._breaker: Closed | Open | HalfOpen = Closed(0)
         self._read_expires_at = expires_at
         self._keep_warm = check_seconds("keep_warm", keep_warm, allow_inf=True)
-        self._used_at = -inf
+        self._counts_uses = 0.0 < self._keep_warm < inf
+        self._in_use = _Hold()
+        self._last_failure: BaseException | None = None
         self._failures = 0
         self._setbacks = 0
         self._backoff = _Hold()
@@ -223,11 +225,14 @@ class RefreshingProvider(RenewableResource[T]):
                 raise_shared(*self._permanent)
             self._permanent = None
 
-    def _console(self, now: float, error: BaseException | None) -> Held[T] | None:
+    def _is_permanent(self, refusal: Exception) -> bool:
+        return self._permanent is not None and refusal is self._permanent[0]
+
+    def _console(self, now: float, *, permanent: bool = False) -> Held[T] | None:
         held = self._held
         if held is None or now < held.good_until:
             return held
-        if error is not None and self._policy.is_permanent(error):
+        if permanent:
             return None
         assert held.expires_at is not None
         age = max(0.0, now - held.expires_at)
@@ -270,8 +275,8 @@ class RefreshingProvider(RenewableResource[T]):
     def flight_starts(self, flight: Flight[T, Held[T]]) -> None:
         now = flight.issued_at
         events: list[Event] = []
+        self._interval.set(now, self._policy.min_interval)
         if not flight.fenced:
-            self._interval.set(now, self._policy.min_interval)
             admitted, breaker = admit(now, self._breaker_at(now))
             if admitted:
                 events += self._move_breaker(breaker)
@@ -351,18 +356,19 @@ class RefreshingProvider(RenewableResource[T]):
             if self._sharing is not None:
                 self._sharing.nothing(flight)
             if not flight.fenced:
-                self._set_back(self._clock.now())
+                self._set_back(self._clock.last())
         elif not flight.fenced:
             self._failures = self._setbacks = 0
             self._backoff.lift()
             self._put_off.lift()
             self._forget_permanent()
+            self._last_failure = None
             events += self._move_breaker(record_success(self._breaker))
         self._owner.tell(*events, self._succeeded(flight, held))
         self._plan()
 
     def flight_failed(self, flight: Flight[T, Held[T]], error: BaseException) -> None:
-        now = self._clock.now()
+        now = self._clock.last()
         held = self._held
         events: list[Event] = []
         if self._sharing is not None:
@@ -370,7 +376,10 @@ class RefreshingProvider(RenewableResource[T]):
         if not flight.fenced:
             self._note_failure(flight, error)
             self._failures += 1
-            if self._policy.is_permanent(error):
+            if self._breaker_policy is not None:
+                self._last_failure = error  # the cause of BreakerOpen
+            flight.permanent = self._policy.is_permanent(error)
+            if flight.permanent:
                 low, high = self._policy.permanent_ttl
                 self._permanent = (error, error.__traceback__, error.__context__)
                 self._permanent_hold.set(now, low + (high - low) * random())
@@ -442,15 +451,15 @@ class RefreshingProvider(RenewableResource[T]):
 
     def _closed(self) -> None:
         super()._closed()
-        self._permanent = None
+        self._permanent = self._last_failure = None
 
     def _used(self, now: float) -> None:
-        self._used_at = now
         if self._keep_warm:
+            self._in_use.set(now, self._keep_warm)
             self._plan()
 
     def _speed_up(self, held: Held[T], now: float) -> None:
-        if not self._clock.wall_based or 0.0 < self._keep_warm < inf:
+        if not self._clock.wall_based or self._counts_uses:
             return
         if self._fast_until > now and self._fast_value is held.value:
             return
@@ -483,9 +492,9 @@ class RefreshingProvider(RenewableResource[T]):
         held = self._held
         if self._owner.closed or held is None or held.due_at is None or self._flight is not None:
             return
-        now = self._clock.now()
+        now = self._clock.last()
         at = max(held.due_at, self._not_before(now), self._next_attempt_at(now) or -inf)
-        if at < self._used_at + self._keep_warm:
+        if at < self._in_use.until(now):
             self._warm_alarm = self._owner.alarm(trio.current_time() + self._sleep_for(at - now), self._warm)
 
     def _sleep_for(self, seconds: float) -> float:
@@ -494,11 +503,11 @@ class RefreshingProvider(RenewableResource[T]):
 
     def _warm(self) -> None:
         self._warm_alarm = None
-        held, now = self._held, self._clock.now()
+        held, now = self._held, self._clock.last()
         if held is None or self._flight is not None or held.due_at is None:
             return
         ready = max(held.due_at, self._not_before(now), self._next_attempt_at(now) or -inf)
-        if now >= ready and now < self._used_at + self._keep_warm:
+        if now >= ready and now < self._in_use.until(now):
             self._refresh_in_background("aging" if now < held.good_until else "expired")
         else:
             self._plan()

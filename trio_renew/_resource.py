@@ -5,17 +5,18 @@ Invariants:
 * What is held is replaced by a better one or forgotten by ``clear()``, never spoilt by a failure.
 * Deciding is one step: the state is read, the clock is read, and the claim is made, without a checkpoint in between.
   After every wait the decision is made again (:meth:`RenewableResource._obtain`).
-* ``_fast_value`` may be handed out without a look at anything else while the wall clock is before ``_fast_until`` and
-  the thread is ours. Whatever makes a value less good lowers ``_fast_until`` first.
+* Under a clock that goes by the wall clock, ``_fast_value`` may be handed out without a look at anything else while
+  the wall clock is before ``_fast_until`` and the thread is ours. Whatever makes a value less good lowers
+  ``_fast_until`` first; 0 is off, and then the wall clock is not looked at.
 * The provider (``_provider.py``) is this class with another notion of good (:meth:`_serve`), leave to fetch
   (:meth:`_admit`) and consolation (:meth:`_console`).
 """
 
 from __future__ import annotations
 
+import time
 from math import inf
 from threading import get_ident
-from time import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import trio
@@ -58,6 +59,7 @@ class RenewableResource(Generic[T]):
         "_awaited",
         "_changed",
         "_clock",
+        "_counts_uses",
         "_fast_until",
         "_fast_value",
         "_fetch",
@@ -65,7 +67,6 @@ class RenewableResource(Generic[T]):
         "_generation",
         "_held",
         "_last_error",
-        "_last_failure",
         "_owner",
         "_stash",
         "_thread",
@@ -93,6 +94,8 @@ class RenewableResource(Generic[T]):
         for method in ("get", "set", "clear"):
             if storage is not None and not callable(getattr(storage, method, None)):
                 raise TypeError(f"storage must have async get, set and clear, but {type(storage).__name__} has no {method}")
+        if isinstance(storage, type):
+            raise TypeError(f"storage must be a storage, got the class {storage.__name__}: call it")
         self.fetch_timeout = (
             inf if fetch_timeout is None else check_seconds("fetch_timeout", fetch_timeout, above=True, allow_inf=True)
         )
@@ -106,12 +109,13 @@ class RenewableResource(Generic[T]):
         self._held: Held[T] | None = None
         self._generation = 0
         self._flight: Flight[T, Held[T]] | None = None
+        #: Whether each use has to be noticed.
+        self._counts_uses = False
         #: The flight that every caller of get() has to wait for: claimed because nothing good was held, not settled.
         self._awaited: Flight[T, Held[T]] | None = None
         self._changed: trio.Event | None = None
         self._last_error: str | None = None
-        self._last_failure: BaseException | None = None
-        self._fast_until = -inf
+        self._fast_until = 0.0
         self._fast_value: T | None = None
         self._stash: Stash[T] | None = None
         if storage is not None:
@@ -148,9 +152,9 @@ class RenewableResource(Generic[T]):
         """
         if current_flights():
             refuse_reentry(self, "get()")
-        if time() < self._fast_until:
+        if self._fast_until and time.time() < self._fast_until:
             await checkpoint()
-            if time() < self._fast_until and get_ident() == self._thread:
+            if self._fast_until and time.time() < self._fast_until and get_ident() == self._thread:
                 return self._fast_value  # type: ignore[return-value]
         flight = self._awaited
         if flight is None or not flight.joinable or get_ident() != self._thread:
@@ -164,7 +168,7 @@ class RenewableResource(Generic[T]):
                 flight.leave()
                 raise
             flight.waiting -= 1
-            if time() < self._fast_until:
+            if self._fast_until and time.time() < self._fast_until and not flight.fenced:
                 return self._fast_value  # type: ignore[return-value]
             outcome = self._outcome(flight)
             held = (await self._obtain()) if outcome is _AGAIN else outcome  # type: ignore[assignment]
@@ -178,7 +182,7 @@ class RenewableResource(Generic[T]):
           trio.ClosedResourceError: The owner is closed.
           RuntimeError: Called from another thread or Trio run.
         """
-        if get_ident() == self._thread and time() < self._fast_until:
+        if self._fast_until and time.time() < self._fast_until and get_ident() == self._thread:
             return self._fast_value  # type: ignore[return-value]
         return self._get_nowait()
 
@@ -259,7 +263,7 @@ class RenewableResource(Generic[T]):
 
     def status(self) -> Status:
         """Take a snapshot. Never a checkpoint, never refused; works on a closed owner."""
-        now = 0.0 if self._owner.closed else self._clock.now()
+        now = 0.0 if self._owner.closed else self._clock.last()
         held, flight = self._held, self._flight
         return Status(
             name=self._owner.name,
@@ -286,9 +290,13 @@ class RenewableResource(Generic[T]):
         """Refuse a fetch for a caller, by raising. True: it is let through an open breaker."""
         return False
 
-    def _console(self, now: float, error: BaseException | None) -> Held[T] | None:
+    def _console(self, now: float, *, permanent: bool = False) -> Held[T] | None:
         """Find what may be handed out although it is not good and no better one could be had."""
         return None
+
+    def _is_permanent(self, refusal: Exception) -> bool:
+        """Whether a refusal of :meth:`_admit` is a failure that trying again does not mend."""
+        return False
 
     def _still_usable(self, held: Held[T], now: float) -> bool:
         """Whether a value that has just arrived may be handed to those who waited for it."""
@@ -368,14 +376,14 @@ class RenewableResource(Generic[T]):
         if flight.error is not None:
             if self._asks_again(flight):
                 return _AGAIN
-            held = None if flight.fenced else self._console(now, flight.error)
+            held = None if flight.fenced else self._console(now, permanent=flight.permanent)
             if held is None:
                 flight.raise_error()
             return held
         if not flight.answered:
             return _AGAIN
         if held is None:
-            return None if flight.fenced else self._console(now, None)
+            return None if flight.fenced else self._console(now)
         if not self._still_usable(held, now):
             return _AGAIN
         if held is self._held:
@@ -431,10 +439,13 @@ class RenewableResource(Generic[T]):
         return flight.background and flight.refused
 
     def _consoled(self, refusal: Exception) -> Held[T]:
-        held = self._console(self._clock.now(), refusal)
-        if held is None:
+        held = self._console(self._clock.now(), permanent=self._is_permanent(refusal))
+        if held is not None:
+            return held
+        try:
             raise refusal
-        return held
+        finally:
+            del refusal
 
     @enable_ki_protection
     async def _claim(
@@ -451,7 +462,7 @@ class RenewableResource(Generic[T]):
         flight.rejected = rejected
         flight.stale = stale
         flight.override = override
-        if awaited:
+        if awaited and not self._counts_uses:
             self._awaited = flight
         if self._after_claim is None:
             flight.launch()
@@ -501,21 +512,20 @@ class RenewableResource(Generic[T]):
 
     def _succeeded(self, flight: Flight[T, Held[T]], held: Held[T] | None) -> Event:
         remaining = None
-        generation = flight.generation
         if held is not None:
-            remaining = held.remaining(self._clock.now())
+            remaining = held.remaining(self._clock.last())
             if flight.fenced:
-                held.generation = generation
+                held.generation = flight.generation
             else:
                 self._commit(held)
-                generation = held.generation
+        generation = flight.generation if flight.fenced else self._generation
         return FetchSucceeded(flight.reason, flight.duration, remaining, generation, name=self._owner.name)
 
     def _commit(self, held: Held[T]) -> None:
         self._generation += 1
         held.generation = self._generation
         self._slow_down()
-        self._last_error = self._last_failure = None
+        self._last_error = None
         if self._owner.closed:
             return
         self._held = held
@@ -530,7 +540,6 @@ class RenewableResource(Generic[T]):
             secrets = [] if self._held is None else secret_texts(self._held.value)
             if flight.unusable is not None:
                 secrets += secret_texts(flight.unusable)
-            self._last_failure = error
             self._last_error = describe_error(error, secrets)
 
     # The rest
@@ -562,9 +571,9 @@ class RenewableResource(Generic[T]):
         self._owner.tell(Cleared(self._generation, name=self._owner.name))
         return settled
 
-    def _look(self) -> Held[T] | None:
+    def _look(self, seen: int) -> Held[T] | None:
         held, now = self._held, self._clock.now()
-        if held is None or not now < held.good_until:
+        if held is None or held.generation == seen or not now < held.good_until:
             return None
         self._used(now)
         return held
@@ -576,11 +585,12 @@ class RenewableResource(Generic[T]):
 
     def _speed_up(self, held: Held[T], now: float) -> None:
         """Let the next hits skip the decision, for as long as it cannot come out differently."""
-        self._fast_value = held.value
-        self._fast_until = inf
+        if self._clock.wall_based:
+            self._fast_value = held.value
+            self._fast_until = inf
 
     def _slow_down(self) -> None:
-        self._fast_until = -inf
+        self._fast_until = 0.0
         self._fast_value = None
 
     def _disowned(self) -> None:

@@ -144,14 +144,14 @@ DEFECTS = (
     Defect(
         "a fetch that asks itself is not refused",
         "_flight.py",
-        "        if flight.home is home and flight.state is not State.DONE:",
-        "        if flight.home is home and flight.state is State.CLAIMED:",
+        " and flight.home is home and flight.state not in (State.KEEPING, State.DONE):",
+        " and flight.home is home and flight.state is State.CLAIMED:",
     ),
     Defect(
         "what a fetch leaves behind may never ask again",
         "_flight.py",
-        "        if flight.home is home and flight.state is not State.DONE:",
-        "        if flight.home is home:",
+        " and flight.home is home and flight.state not in (State.KEEPING, State.DONE):",
+        " and flight.home is home:",
     ),
     Defect(
         "the context of the caller reaches the fetch",
@@ -200,8 +200,8 @@ DEFECTS = (
     Defect(
         "a fenced value is kept",
         "_resource.py",
-        "            if flight.fenced:\n                held.generation = generation",
-        "            if False:\n                held.generation = generation",
+        "            if flight.fenced:\n                held.generation = flight.generation",
+        "            if False:\n                held.generation = flight.generation",
     ),
     Defect(
         "1 is True",
@@ -218,8 +218,8 @@ DEFECTS = (
     Defect(
         "old callers of a fenced flight get the new value instead of their error",
         "_resource.py",
-        "            held = None if flight.fenced else self._console(now, flight.error)",
-        "            held = self._console(now, flight.error)",
+        "            held = None if flight.fenced else self._console(now, permanent=flight.permanent)",
+        "            held = self._console(now, permanent=flight.permanent)",
     ),
     Defect(
         "generations do not grow with clear()",
@@ -284,7 +284,7 @@ DEFECTS = (
     Defect(
         "keep_warm goes on without any use",
         "_provider.py",
-        "        if at < self._used_at + self._keep_warm:",
+        "        if at < self._in_use.until(now):",
         "        if True:",
     ),
 )
