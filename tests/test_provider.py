@@ -78,7 +78,7 @@ async def test_opening_mints_once_with_events_and_handoff(autojump_clock: MockCl
     assert [e.remaining for e in events if isinstance(e, FetchSucceeded)] == [3600.0]
 
 
-async def test_a_failure_at_opening_leaves_as_itself() -> None:
+async def test_a_failure_at_opening_leaves_as_itself(autojump_clock: MockClock) -> None:
     with pytest.raises(Down):
         async with open_provider(ScriptedFetch(Down("x"))):
             raise AssertionError("not reached")
@@ -355,6 +355,35 @@ async def test_a_rejected_value_may_try_through_an_open_breaker_once(autojump_cl
         assert text(await provider.get()) == "a"
         await trio.sleep(30)
         assert text(await provider.refresh(stale=lease)) == "b"
+
+
+async def test_an_abandoned_try_through_an_open_breaker_was_none(autojump_clock: MockClock) -> None:
+    fetch = ScriptedFetch(Token("a", 1000.0), Down("1"), Block(Token("x", 1.0)), Token("b", 1000.0))
+    async with open_provider(
+        fetch, breaker=BreakerPolicy(1, 300.0), policy=PLAIN(), when_abandoned="cancel"
+    ) as provider:
+        lease = await provider.lease()
+        with pytest.raises(Down):
+            await provider.refresh()
+        with trio.move_on_after(1):
+            await provider.refresh(stale=lease)
+        assert isinstance(provider.status().breaker, Open)
+        await wait_all_tasks_blocked()
+        assert text(await provider.refresh(stale=lease)) == "b"
+        assert provider.status().breaker == Closed(0)
+
+
+async def test_a_background_refresh_has_no_callers_to_lose(autojump_clock: MockClock) -> None:
+    fetch = ScriptedFetch(Token("a", 100.0), Sleep(20.0, Token("b", 100.0)))
+    async with open_provider(fetch, policy=PLAIN(), when_abandoned="cancel") as provider:
+        await trio.sleep(90)
+        await provider.get()
+        await trio.sleep(15)
+        with trio.move_on_after(1) as scope:
+            await provider.get()  # joins it
+        assert scope.cancelled_caught
+        assert text(await provider.get()) == "b"
+        assert fetch.cancelled == 0
 
 
 async def test_permanent_failures(autojump_clock: MockClock) -> None:

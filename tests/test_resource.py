@@ -203,6 +203,47 @@ async def test_newcomers_wait_while_an_abandoned_fetch_unwinds(autojump_clock: t
         assert fetch.most_running == 1
 
 
+async def test_one_of_two_callers_leaving_abandons_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    fetch = ScriptedFetch(Sleep(5.0, "a"))
+    async with open_resource(fetch, when_abandoned="cancel") as resource, trio.open_nursery() as nursery:
+        got: list[Any] = []
+        nursery.start_soon(collect, resource.get, got)
+        with trio.move_on_after(1):
+            await resource.get()
+        await trio.sleep(5)
+        assert got == ["a"]
+        assert fetch.cancelled == 0
+
+
+async def test_an_abandoned_fetch_that_fails_reaches_nobody(autojump_clock: trio.testing.MockClock) -> None:
+    events: list[Event] = []
+    async with open_resource(
+        ScriptedFetch(Stubborn(2.0, Down("late"))), when_abandoned="cancel", observe=events.append
+    ) as resource:
+        with trio.move_on_after(1):
+            await resource.get()
+        await trio.sleep(5)
+        assert resource.status().last_error is None
+    assert names(events) == ["FetchStarted", "FetchAbandoned", "OwnerClosed"]
+
+
+async def test_clear_lets_those_go_on_who_wait_for_an_unwinding_fetch(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    fetch = ScriptedFetch(Stubborn(50.0, Down("late")), then="b")
+    async with open_resource(fetch, when_abandoned="cancel") as resource, trio.open_nursery() as nursery:
+        with trio.move_on_after(1):
+            await resource.get()
+        got: list[Any] = []
+        nursery.start_soon(collect, resource.get, got)
+        nursery.start_soon(collect, resource.refresh, got)
+        await trio.sleep(1)
+        assert got == []
+        await resource.clear()
+        await trio.sleep(1)
+        assert got == ["b", "b"]
+
+
 async def test_a_value_returned_in_spite_of_cancellation_is_kept(autojump_clock: trio.testing.MockClock) -> None:
     fetch = ScriptedFetch(Stubborn(5.0, "a"))
     events: list[Event] = []
@@ -320,6 +361,7 @@ async def test_stale_is_compared_by_identity_then_type_and_equality_or_by_genera
         first = await resource.lease()
         assert first.value == 1
         assert await resource.refresh(stale=True) == 1  # held is int 1: another value
+        assert fetch.calls == 1
         assert await resource.refresh(stale=first) is True
         assert await resource.refresh(stale=first) is True  # an old lease
         assert await resource.refresh(stale=True) is nan
@@ -329,6 +371,17 @@ async def test_stale_is_compared_by_identity_then_type_and_equality_or_by_genera
         lease = await resource.lease()
         assert await resource.refresh(stale=lease) == "x"
         assert (await resource.lease()).generation == lease.generation + 1
+
+
+async def test_an_old_lease_of_an_equal_value_has_been_answered() -> None:
+    fetch = ScriptedFetch("x", "x", "x")
+    async with open_resource(fetch) as resource:
+        old = await resource.lease()
+        await resource.refresh()
+        assert await resource.refresh(stale=old) == "x"
+        assert fetch.calls == 2
+        assert await resource.refresh(stale="x") == "x"  # by value there is no telling
+        assert fetch.calls == 3
 
 
 async def test_a_failed_refresh_keeps_the_old_value() -> None:
@@ -714,6 +767,24 @@ async def test_what_is_no_exception_ends_the_owner_and_leaves_as_itself(kind: ty
         assert isinstance(caught.value.__context__, ValueError)
     assert [type(error) for error in got] == [trio.ClosedResourceError] * 2
     assert names(events) == ["FetchStarted", "FetchAbandoned", "OwnerClosed"]
+
+
+async def test_after_a_crash_the_owner_is_closed_also_for_its_body() -> None:
+    async def fetch() -> str:
+        await trio.lowlevel.checkpoint()
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        async with open_resource(fetch) as resource:
+            try:
+                await resource.get()
+            except trio.ClosedResourceError:
+                with trio.CancelScope(shield=True):
+                    await trio.lowlevel.checkpoint()
+                assert resource.status().closed
+                with pytest.raises(trio.ClosedResourceError):
+                    resource.get_nowait()
+                raise
 
 
 async def test_an_observer_that_raises_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
