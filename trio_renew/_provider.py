@@ -461,7 +461,7 @@ class RefreshingProvider(RenewableResource[T]):
     def _speed_up(self, held: Held[T], now: float) -> None:
         if not self._clock.wall_based or self._counts_uses:
             return
-        if self._fast_until > now and self._fast_value is held.value:
+        if self._fast_thread and self._fast_until > now:
             return
         until = held.good_until if held.due_at is None else min(held.due_at, held.good_until)
         if held.due_at is None and self._sharing is not None:
@@ -475,6 +475,7 @@ class RefreshingProvider(RenewableResource[T]):
             self._fast_alarm = self._owner.alarm(trio.current_time() + (until - now) - _MARGIN, self._slow_down)
         self._fast_value = held.value
         self._fast_until = until
+        self._fast_thread = self._thread
 
     def _slow_down(self) -> None:
         super()._slow_down()

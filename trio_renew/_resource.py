@@ -5,9 +5,9 @@ Invariants:
 * What is held is replaced by a better one or forgotten by ``clear()``, never spoilt by a failure.
 * Deciding is one step: the state is read, the clock is read, and the claim is made, without a checkpoint in between.
   After every wait the decision is made again (:meth:`RenewableResource._obtain`).
-* Under a clock that goes by the wall clock, ``_fast_value`` may be handed out without a look at anything else while
-  the wall clock is before ``_fast_until`` and the thread is ours. Whatever makes a value less good lowers
-  ``_fast_until`` first; 0 is off, and then the wall clock is not looked at.
+* Under a clock that goes by the wall clock, ``_fast_value`` may be handed out without a look at anything else in the
+  thread ``_fast_thread`` while the wall clock is before ``_fast_until``. Whatever makes a value less good sets
+  ``_fast_thread`` to 0 first: no thread, and no look at the wall clock.
 * The provider (``_provider.py``) is this class with another notion of good (:meth:`_serve`), leave to fetch
   (:meth:`_admit`) and consolation (:meth:`_console`).
 """
@@ -60,6 +60,7 @@ class RenewableResource(Generic[T]):
         "_changed",
         "_clock",
         "_counts_uses",
+        "_fast_thread",
         "_fast_until",
         "_fast_value",
         "_fetch",
@@ -115,6 +116,7 @@ class RenewableResource(Generic[T]):
         self._awaited: Flight[T, Held[T]] | None = None
         self._changed: trio.Event | None = None
         self._last_error: str | None = None
+        self._fast_thread = 0
         self._fast_until = 0.0
         self._fast_value: T | None = None
         self._stash: Stash[T] | None = None
@@ -152,9 +154,9 @@ class RenewableResource(Generic[T]):
         """
         if current_flights():
             refuse_reentry(self, "get()")
-        if self._fast_until and time.time() < self._fast_until:
+        if self._fast_thread == get_ident() and time.time() < self._fast_until:
             await checkpoint()
-            if self._fast_until and time.time() < self._fast_until and get_ident() == self._thread:
+            if self._fast_thread == get_ident() and time.time() < self._fast_until:
                 return self._fast_value  # type: ignore[return-value]
         flight = self._awaited
         if flight is None or not flight.joinable or get_ident() != self._thread:
@@ -168,7 +170,7 @@ class RenewableResource(Generic[T]):
                 flight.leave()
                 raise
             flight.waiting -= 1
-            if self._fast_until and time.time() < self._fast_until and not flight.fenced:
+            if self._fast_thread and time.time() < self._fast_until and not flight.fenced:
                 return self._fast_value  # type: ignore[return-value]
             outcome = self._outcome(flight)
             held = (await self._obtain()) if outcome is _AGAIN else outcome  # type: ignore[assignment]
@@ -182,7 +184,7 @@ class RenewableResource(Generic[T]):
           trio.ClosedResourceError: The owner is closed.
           RuntimeError: Called from another thread or Trio run.
         """
-        if self._fast_until and time.time() < self._fast_until and get_ident() == self._thread:
+        if self._fast_thread == get_ident() and time.time() < self._fast_until:
             return self._fast_value  # type: ignore[return-value]
         return self._get_nowait()
 
@@ -588,9 +590,10 @@ class RenewableResource(Generic[T]):
         if self._clock.wall_based:
             self._fast_value = held.value
             self._fast_until = inf
+            self._fast_thread = self._thread
 
     def _slow_down(self) -> None:
-        self._fast_until = 0.0
+        self._fast_thread = 0
         self._fast_value = None
 
     def _disowned(self) -> None:
