@@ -597,7 +597,7 @@ class RenewableResource(Generic[T]):
         self._fast_value = None
 
     def _disowned(self) -> None:
-        self._thread = 0
+        self._thread = self._fast_thread = 0
 
     def _closed(self) -> None:
         self._slow_down()
