@@ -300,7 +300,7 @@ class RefreshingProvider(RenewableResource[T]):
         return await call_user("mint", self._fetch)
 
     def accept(self, flight: Flight[T, Held[T]], value: T) -> Held[T]:
-        self._clock.reanchor()
+        self._reanchor()
         arrived = self._clock.now()
         return self._judge(value, min(flight.issued_at, arrived), arrived)
 
@@ -436,7 +436,7 @@ class RefreshingProvider(RenewableResource[T]):
         self._forget_permanent()
         self._setbacks = 0
         self._backoff.lift()
-        spared, awaited = self._flight, self._awaited
+        spared = self._flight
         if sparing is None or spared is not sparing:
             spared = None
         else:
@@ -446,7 +446,7 @@ class RefreshingProvider(RenewableResource[T]):
         finally:
             if spared is not None and not self._owner.closed:
                 spared.generation = self._generation
-                self._flight, self._awaited = spared, awaited
+                self._flight = spared
             self._plan()
 
     def _closed(self) -> None:

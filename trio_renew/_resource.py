@@ -494,8 +494,13 @@ class RenewableResource(Generic[T]):
         return await call_user("fetch", self._fetch)
 
     def accept(self, flight: Flight[T, Held[T]], value: T) -> Held[T]:
-        self._clock.reanchor()
+        self._reanchor()
         return Held(value, min(flight.issued_at, self._clock.now()))
+
+    def _reanchor(self) -> None:
+        """A fresh value has arrived: the clock may say something else from here on, also of what is held."""
+        self._clock.reanchor()
+        self._slow_down()
 
     async def keep(self, flight: Flight[T, Held[T]], held: Held[T]) -> None:
         if self._stash is not None and not flight.fenced:
