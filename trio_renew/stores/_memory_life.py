@@ -78,9 +78,9 @@ class Life:
             self.wall = Clock().now
         else:
             self.now = self.wall = self._given_now
-        self.closed = False
-        self.asleep = True
-        self.scope = trio.CancelScope(shield=True)
+        self.closed: bool = False
+        self.asleep: bool = True
+        self.scope: trio.CancelScope = trio.CancelScope(shield=True)
         self._wake = trio.Event()
         self._parts: tuple[Part, ...] = ()
         self._thread = get_ident()
