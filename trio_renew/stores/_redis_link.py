@@ -149,7 +149,7 @@ class Link:
         self._connection: _Connection | None = None
         self._attempt: _Attempt | None = None
         #: Whether the server lets us subscribe; if it does not, whoever waits has to look every now and then.
-        self.may_listen = True
+        self.may_listen: bool = True
         owner.on_closing(self._close)
 
     def __repr__(self) -> str:
