@@ -46,10 +46,10 @@ class Room:
     __slots__ = ("link", "options", "owner", "prefix")
 
     def __init__(self, owner: Owner, link: Link, prefix: str, options: Options) -> None:
-        self.owner = owner
-        self.link = link
-        self.prefix = prefix.encode()
-        self.options = options
+        self.owner: Owner = owner
+        self.link: Link = link
+        self.prefix: bytes = prefix.encode()
+        self.options: Options = options
 
     def key(self, kind: bytes, name: str = "") -> bytes:
         """Give the key of something."""
