@@ -60,9 +60,9 @@ class Script:
     __slots__ = ("digest", "text")
 
     def __init__(self, text: str) -> None:
-        self.text = text.encode()
+        self.text: bytes = text.encode()
         # The name that the server gives it; nothing is protected by it.
-        self.digest = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
+        self.digest: bytes = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
 
 
 # Servers before 7.0 write scripts to their replicas instead of effects, unless told otherwise, and then refuse to
