@@ -108,8 +108,8 @@ class Database:
     )
 
     def __init__(self, owner: Owner, path: str, clock: Callable[[], float] | None = None) -> None:
-        self.owner = owner
-        self.path = path
+        self.owner: Owner = owner
+        self.path: str = path
         self._inline = under_test_clock()
         # The wall clock is read in the worker, with the write lock held; any other clock in its own thread.
         self._clock = wall_now if clock is None and self._inline else clock
