@@ -60,7 +60,7 @@ class Handoff:
         self._hold: Container[int] = hold if isinstance(hold, Container) else frozenset(hold)
         self._parked: dict[int, trio.Event] = {}
         self._arrivals = trio.lowlevel.ParkingLot()
-        self.claims = 0
+        self.claims: int = 0
 
     def __repr__(self) -> str:
         return f"<Handoff: {self.claims} claims, parked {list(self._parked)}>"
