@@ -152,9 +152,9 @@ class ScriptedFetch:
         self._then = then
         self._live: list[_Call] = []
         self._started = trio.lowlevel.ParkingLot()
-        self.calls = 0
-        self.most_running = 0
-        self.cancelled = 0
+        self.calls: int = 0
+        self.most_running: int = 0
+        self.cancelled: int = 0
         self.starts: list[float] = []
 
     def __repr__(self) -> str:
