@@ -50,12 +50,12 @@ class Held(Generic[T]):
         due_at: float | None = None,
         good_until: float | None = None,
     ) -> None:
-        self.value = value
-        self.issued_at = issued_at
-        self.expires_at = expires_at
-        self.due_at = due_at
-        self.good_until = inf if good_until is None else good_until
-        self.generation = 0
+        self.value: T = value
+        self.issued_at: float = issued_at
+        self.expires_at: float | None = expires_at
+        self.due_at: float | None = due_at
+        self.good_until: float = inf if good_until is None else good_until
+        self.generation: int = 0
 
     def lease(self) -> Lease[T]:
         """Give it to a user."""
