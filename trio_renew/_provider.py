@@ -558,6 +558,8 @@ async def open_provider_with(
     if mint is None:
         raise Unconfigured("mint")
     check_async_function("mint", mint)
+    if not isinstance(eager, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"eager must be a bool, got {type(eager).__name__}")
     provider: RefreshingProvider[T] = RefreshingProvider(
         mint,
         policy=policy,
