@@ -39,6 +39,13 @@ if TYPE_CHECKING:
         StorageFailed as StorageFailed,
     )
     from ._held import Changes as Changes, Status as Status
+    from ._keyed import (
+        CacheStatus as CacheStatus,
+        ProviderCache as ProviderCache,
+        clear_provider_caches as clear_provider_caches,
+        invalidate_provider as invalidate_provider,
+        open_provider_cache as open_provider_cache,
+    )
     from ._policy.backoff import Backoff as Backoff
     from ._policy.breaker import BreakerPolicy as BreakerPolicy, Closed as Closed, HalfOpen as HalfOpen, Open as Open
     from ._policy.capacity import AdaptiveConfig as AdaptiveConfig, RateLimitConfig as RateLimitConfig
@@ -95,6 +102,7 @@ _HOMES = {
         "Reason ServedExpired StorageFailed"
     ),
     "._held": "Changes Status",
+    "._keyed": "CacheStatus ProviderCache clear_provider_caches invalidate_provider open_provider_cache",
     "._policy.backoff": "Backoff",
     "._policy.breaker": "BreakerPolicy Closed HalfOpen Open",
     "._policy.capacity": "AdaptiveConfig RateLimitConfig",
@@ -129,6 +137,7 @@ __all__ = (
     "Bus",
     "CacheEntryInfo",
     "CacheStats",
+    "CacheStatus",
     "CacheStore",
     "Changes",
     "Cleared",
@@ -156,6 +165,7 @@ __all__ = (
     "Open",
     "OwnerClosed",
     "Priority",
+    "ProviderCache",
     "RateLimitConfig",
     "RateLimitStats",
     "RateLimitStatus",
@@ -183,10 +193,13 @@ __all__ = (
     "StoreStorage",
     "Stores",
     "Unconfigured",
+    "clear_provider_caches",
     "describe",
     "encrypted",
     "hash_request",
+    "invalidate_provider",
     "open_provider",
+    "open_provider_cache",
     "open_resource",
     "static_provider",
     "tiered_refresh_before",

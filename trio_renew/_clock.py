@@ -89,6 +89,11 @@ class Clock:
             self.now = self._later_of_both
             self.reanchor()
 
+    @property
+    def anchor(self) -> tuple[float, float]:
+        """Where the wall clock counts: a reading of it, and Trio's time then."""
+        return self._wall, self._since
+
     def last(self) -> float:
         """Read it where nothing may fail: a given clock that does is taken to stand still."""
         try:

@@ -110,9 +110,12 @@ def raise_shared(error: BaseException, traceback: TracebackType | None, context:
         del error, traceback, context
 
 
+_OUR_PACKAGES = (__package__, f"{__package__}._keyed")
+
+
 def _users_part(traceback: TracebackType | None) -> TracebackType | None:
     """Drop our own leading frames: they would keep the flight, and so its value, alive."""
-    while traceback is not None and traceback.tb_frame.f_globals.get("__package__") == __package__:
+    while traceback is not None and traceback.tb_frame.f_globals.get("__package__") in _OUR_PACKAGES:
         traceback = traceback.tb_next
     return traceback
 

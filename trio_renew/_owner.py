@@ -71,8 +71,8 @@ def check_function(name: str, function: object, what: str) -> None:
         raise TypeError(f"{name} must be {what} or None, got {got}")
 
 
-def check_async_function(name: str, function: object) -> None:
-    """Refuse at the earliest point what cannot be an async function of no arguments.
+def check_async_function(name: str, function: object, *, takes: str = "no arguments") -> None:
+    """Refuse at the earliest point what cannot be an async function of these arguments.
 
     Raises:
       TypeError: It is a coroutine object, not callable, a generator function, or a plain synchronous function.
@@ -81,7 +81,7 @@ def check_async_function(name: str, function: object) -> None:
         function.close()
         raise TypeError(f"{name} must be an async function, got a coroutine object: pass the function without calling it")
     if not callable(function):
-        raise TypeError(f"{name} must be an async function of no arguments, got {type(function).__name__}")
+        raise TypeError(f"{name} must be an async function of {takes}, got {type(function).__name__}")
     inner: Any = function
     while isinstance(inner, functools.partial):
         inner = inner.func
@@ -91,7 +91,7 @@ def check_async_function(name: str, function: object) -> None:
     opaque = inner is not inspect.unwrap(inner) or getattr(inner, "__name__", "") == "<lambda>"
     if generates or (plain and not opaque):
         kind = "a generator function" if generates else "a synchronous function"
-        raise TypeError(f"{name} must be an async function of no arguments, got {kind}: {function!r}")
+        raise TypeError(f"{name} must be an async function of {takes}, got {kind}: {function!r}")
 
 
 _alive: weakref.WeakSet[Owner] = weakref.WeakSet()

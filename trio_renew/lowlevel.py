@@ -8,6 +8,7 @@ the start of its task, so that a test can stop and cancel exactly there.
 
 from __future__ import annotations
 
+from ._keyed import open_provider_cache_with as open_provider_cache_with
 from ._policy.backoff import Backoff as Backoff
 from ._policy.breaker import (
     Closed as Closed,
@@ -50,6 +51,7 @@ __all__ = (
     "decide",
     "on_mint_failure",
     "on_mint_success",
+    "open_provider_cache_with",
     "open_provider_with",
     "open_resource_with",
     "record_failure",

@@ -1,0 +1,593 @@
+"""Many resources by key: values that are resolved once for all who want them, kept for a bounded time, and dropped.
+
+Invariants:
+
+* A key has at most one flight that newcomers join; it is made for the resolution and gone with it. What is fenced goes
+  on beside it, for those who had joined.
+* Deciding is one step: the inbox is emptied, the clock is read, the state is read, and the claim is made, without a
+  checkpoint in between. After every wait the decision is made again (:meth:`ProviderCache._obtain`).
+* A hit may skip the decision (:meth:`ProviderCache.get_nowait`) in the thread ``_fast_thread``, while the wall clock is
+  not before ``_low`` and the entry is fresh. ``_offset`` is what has to be added to the time line to get the wall clock.
+  As the wall clock may be stepped back, this ends after a second and is found right again by the next hit.
+* Correctness never depends on the sweeper: every call looks at the clock.
+"""
+
+from __future__ import annotations
+
+import time
+from math import inf
+from random import random
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import attrs
+import trio
+from trio.lowlevel import checkpoint, checkpoint_if_cancelled, disable_ki_protection, enable_ki_protection
+
+from .._errors import FetchTimeout
+from .._events import FetchFailed, FetchStarted, FetchSucceeded, ServedExpired
+from .._flight import Flight, State
+from .._owner import call_user, check_async_function
+from .._values import check_seconds
+from ._entries import Entries, Entry
+from ._member import Member
+from ._rings import Wait, inside, refuse_own
+from ._ttl import check_count, check_fraction, read_ttl
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+    from typing import Literal
+
+    from .._events import Event
+    from .._owner import Alarm
+    from ..abc import Bus
+
+__all__ = ("CacheStatus", "ProviderCache")
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+# Seconds for which hits may go by the wall clock alone.
+_FAST_FOR = 1.0
+# Seconds between the end of a failed background resolution and the next one.
+_RETRY = 1.0
+# Seconds past its end after which an entry is released without being touched.
+_SLACK = 15.0
+
+
+@attrs.frozen
+class CacheStatus:
+    """A snapshot of a cache for people and dashboards. It holds no value.
+
+    Attributes:
+      name: The cache's name.
+      entries: How many live entries it has.
+      max_entries: How many it may have.
+      resolving: How many resolutions are in progress.
+      waiting: How many callers wait for them.
+      closed: Whether it has closed.
+    """
+
+    name: str | None
+    entries: int
+    max_entries: int
+    resolving: int
+    waiting: int
+    closed: bool
+
+
+class _Answer(Generic[V]):
+    """What a resolution has returned: a None in it is an answer, too."""
+
+    __slots__ = ("tags", "value")
+
+    def __init__(self, value: V) -> None:
+        self.value = value
+        self.tags: tuple[str, ...] = ()
+
+
+class _Home(Generic[K, V]):
+    """A key, as a flight sees it."""
+
+    __slots__ = ("cancel_when_left", "fetch_timeout", "key", "member")
+
+    def __init__(self, cache: ProviderCache[K, V], key: K) -> None:
+        self.member = cache
+        self.key = key
+        self.fetch_timeout = cache.fetch_timeout
+        self.cancel_when_left = cache.cancel_when_left
+
+    def __repr__(self) -> str:
+        return repr(self.member)
+
+    def flight_starts(self, flight: Flight[_Answer[V], _Answer[V]]) -> None:
+        """See :class:`~trio_renew._flight.Home`; so for the next ones."""
+        owner = self.member._owner
+        if owner.observe is not None:
+            owner.tell(FetchStarted(flight.reason, name=owner.name, key=self.key))
+
+    async def fetch(self, flight: Flight[_Answer[V], _Answer[V]]) -> _Answer[V] | None:
+        return _Answer(await call_user("resolve", self.member._resolve, self.key))
+
+    def accept(self, flight: Flight[_Answer[V], _Answer[V]], value: _Answer[V]) -> _Answer[V]:
+        self.member._accept(flight, self.key, value)
+        return value
+
+    async def keep(self, flight: Flight[_Answer[V], _Answer[V]], held: _Answer[V]) -> None:
+        pass
+
+    def flight_succeeded(self, flight: Flight[_Answer[V], _Answer[V]], held: _Answer[V] | None) -> None:
+        assert held is not None
+        self.member._succeeded(flight, self.key, held)
+
+    def flight_failed(self, flight: Flight[_Answer[V], _Answer[V]], error: BaseException) -> None:
+        self.member._failed(flight, self.key, error)
+
+    def release(self, flight: Flight[_Answer[V], _Answer[V]]) -> None:
+        self.member._released(flight, self.key)
+
+
+@disable_ki_protection
+def _ask_tags(tags: Callable[[Any, Any], Iterable[str]], key: object, value: object) -> tuple[str, ...]:
+    named = tags(key, value)
+    if isinstance(named, str):
+        raise TypeError("tags must return an iterable of str, not one str: return a tuple")
+    named = tuple(named)
+    for tag in named:
+        if not isinstance(tag, str):
+            raise TypeError(f"tags must return an iterable of str, but there is a {type(tag).__name__} in it")
+    return named
+
+
+class ProviderCache(Member[K], Generic[K, V]):
+    """Values by key, each resolved once for all who want it. Made by :func:`open_provider_cache`.
+
+    ``len(cache)`` counts the live entries, ``key in cache`` says whether there is one (which is no use of it). An
+    empty cache is true. On a closed cache they are 0 and False.
+    """
+
+    __slots__ = (
+        "_after_claim",
+        "_entries",
+        "_fast_alarm",
+        "_grace",
+        "_jitter",
+        "_live",
+        "_low",
+        "_max_entries",
+        "_negative_ttl",
+        "_offset",
+        "_resolve",
+        "_sweep_alarm",
+        "_sweep_end",
+        "_sweeping",
+        "_tags",
+        "_touch",
+        "_ttl",
+    )
+
+    def __init__(
+        self,
+        resolve: Callable[[K], Awaitable[V]],
+        *,
+        after_claim: Callable[[], Awaitable[object]] | None,
+        ttl: float | bool,
+        max_entries: int,
+        negative_ttl: float,
+        ttl_jitter: float,
+        refresh_at: float | None,
+        serve_expired_for: float,
+        tags: Callable[[K, V], Iterable[str]] | None,
+        fetch_timeout: float | None,
+        when_abandoned: Literal["finish", "cancel"],
+        observe: Callable[[Event], None] | None,
+        clock: Callable[[], float] | None,
+        bus: Bus | None,
+        name: str | None,
+    ) -> None:
+        check_async_function("resolve", resolve, takes="the key")
+        if after_claim is not None:
+            check_async_function("after_claim", after_claim)
+        if when_abandoned not in ("finish", "cancel"):
+            raise ValueError(f'when_abandoned must be "finish" or "cancel", not {when_abandoned!r}')
+        if tags is not None and not callable(tags):
+            raise TypeError(f"tags must be a function of key and value or None, got {type(tags).__name__}")
+        super().__init__(
+            fetch_timeout=fetch_timeout,
+            cancel_when_left=when_abandoned == "cancel",
+            observe=observe,
+            clock=clock,
+            bus=bus,
+            name=name,
+        )
+        self._ttl = read_ttl(ttl)
+        self._max_entries = check_count("max_entries", max_entries)
+        self._negative_ttl = check_seconds("negative_ttl", negative_ttl)
+        self._jitter = check_fraction("ttl_jitter", ttl_jitter, below_one=True)
+        self._grace = check_seconds("serve_expired_for", serve_expired_for, allow_inf=True)
+        if refresh_at is not None:
+            refresh_at = check_fraction("refresh_at", refresh_at)
+        self._resolve = resolve
+        self._after_claim = after_claim
+        self._tags = tags
+        self._entries: Entries[K, V] = Entries(self._max_entries, self._grace, refresh_at)
+        self._live = self._entries.map
+        self._touch = self._live.move_to_end
+        self._low = inf
+        self._offset = 0.0
+        self._fast_alarm: Alarm | None = None
+        self._sweep_alarm: Alarm | None = None
+        self._sweep_end = inf
+        self._sweeping = False
+
+    # What users call
+
+    @enable_ki_protection
+    async def get(self, key: K) -> V:
+        """Hand out the value of a key, resolving it first where there is none.
+
+        Exactly one checkpoint when there is one. Cancelling it takes only this caller away: the resolution is not the
+        caller's (see ``when_abandoned``).
+
+        Returns:
+          What ``resolve(key)`` returned.
+
+        Raises:
+          Exception: What the resolution raised, with its own type and traceback, in each caller of it.
+          FetchTimeout: The resolution took longer than ``fetch_timeout`` seconds.
+          ReentrantFetchError: Called from inside a resolution that this one would wait for.
+          trio.ClosedResourceError: The cache is closed, or closed meanwhile.
+          RuntimeError: Called from another thread or Trio run.
+
+        Example::
+
+            provider = await cache.get(tenant_id)
+        """
+        if key not in self._live or not self._fast_thread:
+            return await self._obtain(key, waited=False)
+        await checkpoint()
+        entry = self._live.get(key)
+        if entry is not None and self._low <= (now := time.time()) < entry.stored + entry.fresh + self._offset:
+            if get_ident() == self._fast_thread:
+                self._low = now
+                self._touch(key)
+                return entry.value
+        return await self._obtain(key, waited=True)
+
+    def get_nowait(self, key: K) -> V:
+        """Hand out the value of a key if there is one, without waiting. Never a checkpoint.
+
+        Raises:
+          trio.WouldBlock: There is none, or it has expired.
+          trio.ClosedResourceError: The cache is closed.
+          RuntimeError: Called from another thread or Trio run.
+        """
+        try:
+            entry = self._live[key]
+        except KeyError:
+            return self._get_nowait(key)
+        if self._low <= (now := time.time()) < entry.stored + entry.fresh + self._offset:
+            if get_ident() == self._fast_thread:
+                self._low = now
+                self._touch(key)
+                return entry.value
+        return self._get_nowait(key)
+
+    @enable_ki_protection
+    def invalidate_tag(self, tag: str) -> int:
+        """Drop what carries a tag, here and wherever the bus reaches. Never a checkpoint.
+
+        What is in progress may turn out to carry it: it answers those who wait, and is not kept.
+
+        Returns:
+          How many live entries were dropped here.
+
+        Raises:
+          trio.ClosedResourceError: The cache is closed.
+          TypeError: The tag is no ``str``.
+        """
+        if not isinstance(tag, str):
+            raise TypeError(f"tag must be a str, got {type(tag).__name__}")
+        self._check()
+        return self._invalidate("tag", tag, publish=True)
+
+    @enable_ki_protection
+    def set_ttl(self, ttl: float | bool) -> None:
+        """Change how long values are kept. Never a checkpoint.
+
+        A shorter time holds for what is stored as well, from when it was stored; a longer one for what is stored from
+        now on. Never-cached drops everything at once. Other processes are not told.
+
+        Args:
+          ttl: Seconds; True: for ever; False, 0 or less: never.
+
+        Raises:
+          trio.ClosedResourceError: The cache is closed.
+          TypeError: It is neither a number nor a bool.
+          ValueError: It is NaN or infinite.
+        """
+        seconds = read_ttl(ttl)
+        self._check()
+        self._ttl = seconds
+        if seconds:
+            self._time.now()
+            self._entries.limit(seconds)
+        else:
+            self._entries.clear()
+        self._watch()
+
+    def status(self) -> CacheStatus:
+        """Take a snapshot. Never a checkpoint; works on a closed cache."""
+        return CacheStatus(
+            name=self._owner.name,
+            entries=len(self),
+            max_entries=self._max_entries,
+            resolving=len(self._flights) + len(self._fenced),
+            waiting=self._callers(),
+            closed=self._owner.closed,
+        )
+
+    @enable_ki_protection
+    def __len__(self) -> int:
+        if self._owner.closed:
+            return 0
+        self._check()
+        return self._entries.count(self._time.now())
+
+    @enable_ki_protection
+    def __contains__(self, key: object) -> bool:
+        if self._owner.closed:
+            return False
+        self._check()
+        entry = self._live.get(key)  # type: ignore[call-overload]
+        return entry is not None and self._time.now() < entry.deadline
+
+    # Deciding
+
+    @enable_ki_protection
+    def _get_nowait(self, key: K) -> V:
+        self._check()
+        now = self._time.now()
+        entry = self._live.get(key)
+        if entry is None or not now < entry.deadline:
+            raise trio.WouldBlock
+        return self._hit(key, entry, now)
+
+    async def _obtain(self, key: K, *, waited: bool) -> V:
+        """Get a value, by whatever it takes.
+
+        Its one checkpoint comes before the decision where the value is there, and is the waiting where it is not.
+        """
+        while True:
+            self._check()
+            now = self._time.now()
+            entry = self._live.get(key)
+            live = entry is not None and now < entry.deadline
+            down = not live and entry is not None and self._is_down(key, entry, now)
+            if not waited:
+                if live or down:
+                    await checkpoint()
+                    waited = True
+                    continue
+                await checkpoint_if_cancelled()
+            if live:
+                return self._hit(key, entry, now)  # type: ignore[arg-type]
+            if down:
+                self._renew(key, now)
+                return self._served_expired(key, entry, now)  # type: ignore[arg-type]
+            waited = True
+            flights = inside()
+            flight = self._flights.get(key)
+            refuse_own(self, key, flights)
+            if flight is None:
+                flight = self._take(key, background=False)
+                with Wait(flights, flight):
+                    if self._after_claim is None:
+                        flight.launch()
+                    else:
+                        await flight.pass_hook(self._after_claim)
+                    await flight.wait()
+            elif flight.joinable:
+                with Wait(flights, flight):
+                    await flight.wait()
+            else:
+                with Wait(flights, flight):
+                    freed = await flight.wait_freed()
+                self._check()
+                if not freed:
+                    late = FetchTimeout(f"an earlier resolution of {key!r} did not end within {self.fetch_timeout:g} s")
+                    return self._console(key, late)
+                continue
+            self._check()
+            if flight.error is not None:
+                return self._console(key, flight.error, flight)
+            if flight.held is not None:
+                return flight.held.value
+
+    def _hit(self, key: K, entry: Entry[V], now: float) -> V:
+        self._touch(key)
+        if now < entry.stored + entry.fresh:
+            self._speed_up()
+        else:
+            self._renew(key, now)
+        return entry.value
+
+    def _is_down(self, key: K, entry: Entry[V], now: float) -> bool:
+        """Whether a resolution has failed since the entry expired, and the entry may still be served."""
+        failed_at = self._entries.failed_at.get(key)
+        return failed_at is not None and failed_at >= entry.deadline and now < entry.deadline + self._grace
+
+    def _renew(self, key: K, now: float) -> None:
+        """Start a background resolution, where none is in progress and the last failure is long enough ago."""
+        failed_at = self._entries.failed_at.get(key, -inf)
+        if key not in self._flights and now >= failed_at + _RETRY:
+            self._take(key, background=True).launch()
+
+    def _console(self, key: K, error: BaseException, flight: Flight[Any, Any] | None = None) -> V:
+        """Serve what may be served although the source failed, or raise the error."""
+        now = self._time.now()
+        entry = self._live.get(key)
+        if entry is not None and not (flight is not None and flight.fenced):
+            if now < entry.deadline:
+                return self._hit(key, entry, now)
+            if now < entry.deadline + self._grace:
+                return self._served_expired(key, entry, now)
+        if flight is not None:
+            flight.raise_error()
+        raise error
+
+    def _served_expired(self, key: K, entry: Entry[V], now: float) -> V:
+        self._owner.tell(ServedExpired(now - entry.deadline, name=self._owner.name, key=key))
+        return entry.value
+
+    def _take(self, key: K, *, background: bool) -> Flight[Any, Any]:
+        flight: Flight[_Answer[V], _Answer[V]] = Flight(
+            self._owner,
+            _Home(self, key),
+            reason="aging" if background else "absent",
+            generation=self._generation,
+            background=background,
+            after_claim=self._after_claim if background else None,
+        )
+        self._flights[key] = flight
+        return flight
+
+    # What flights ask
+
+    def _life_of(self, value: V) -> float:
+        """For how long to keep a value that is stored now; 0: not at all."""
+        if value is None:
+            return min(self._negative_ttl, self._ttl)
+        return self._ttl if self._ttl == inf or not self._jitter else self._ttl * (1.0 - random() * self._jitter)
+
+    def _accept(self, flight: Flight[Any, Any], key: K, answer: _Answer[V]) -> None:
+        value = answer.value
+        if value is None:
+            if flight.state is State.LEFT:
+                raise LookupError("no value, and nobody waits to hear it")
+        else:
+            self._time.arrived()
+            self._offset = self._time.shift
+        if self._tags is not None and not flight.fenced and self._life_of(value):
+            answer.tags = _ask_tags(self._tags, key, value)
+
+    def _succeeded(self, flight: Flight[Any, Any], key: K, answer: _Answer[V]) -> None:
+        if self._inbox:
+            self._empty_inbox()
+        life = self._life_of(answer.value)
+        generation = flight.generation
+        if not flight.fenced:
+            if life:
+                self._generation += 1
+                self._entries.store(key, answer.value, self._time.last(), life, answer.tags)
+                if life < inf:
+                    self._watch()
+            else:
+                self._entries.drop(key)
+            generation = self._generation
+        owner = self._owner
+        if owner.observe is not None:
+            remaining = None if life == inf or (answer.value is None and not life) else life
+            owner.tell(
+                FetchSucceeded(flight.reason, flight.duration, remaining, generation, name=owner.name, key=key)
+            )
+
+    def _failed(self, flight: Flight[Any, Any], key: K, error: BaseException) -> None:
+        if self._inbox:
+            self._empty_inbox()
+        remaining = next_attempt_at = None
+        entry = self._live.get(key)
+        if entry is not None:
+            now = self._time.last()
+            remaining = None if entry.life == inf else max(0.0, entry.deadline - now)
+            if not flight.fenced:
+                self._entries.failed_at[key] = now
+                next_attempt_at = now + _RETRY + self._time.shift
+        owner = self._owner
+        if owner.observe is not None:
+            owner.tell(
+                FetchFailed(
+                    flight.reason, flight.duration, error, remaining, next_attempt_at, name=owner.name, key=key
+                )
+            )
+
+    # Invalidation
+
+    def _forget_key(self, key: K, now: float) -> tuple[bool, bool]:
+        entry = self._entries.drop(key)
+        return entry is not None and now < entry.deadline, entry is not None
+
+    def _forget_tag(self, tag: str, now: float) -> int:
+        return self._entries.drop_tag(tag, now)
+
+    def _forget_all(self, now: float) -> int:
+        count = self._entries.count(now)
+        self._entries.clear()
+        return count
+
+    def _is_live_elsewhere(self, key: K, now: float) -> bool:
+        entry = self._live.get(key)
+        return entry is not None and now < entry.deadline
+
+    def _live_elsewhere(self, now: float) -> list[K]:
+        while True:
+            try:
+                return [key for key, entry in list(self._live.items()) if now < entry.deadline]
+            except RuntimeError:
+                continue  # its own thread changed it meanwhile
+
+    def _rewind(self, now: float) -> None:
+        self._entries.rewind(now)
+
+    # The fast path
+
+    def _speed_up(self) -> None:
+        if not self._owner.clock.wall_based:
+            return
+        self._low = time.time()
+        self._offset = self._time.shift - max(0.0, self._owner.clock.now() - self._low)
+        if self._fast_alarm is None:
+            self._fast_alarm = self._owner.alarm(trio.current_time() + _FAST_FOR, self._slow_down)
+        self._fast_thread = self._thread
+        if self._inbox:
+            self._shut()
+
+    def _slow_down(self) -> None:
+        self._fast_alarm = None
+        self._shut()
+
+    # The sweeper
+
+    def _watch(self) -> None:
+        """See to it that what ends is released, if nobody touches it."""
+        end = self._entries.next_end()
+        if self._sweeping or self._owner.closed or (self._sweep_alarm is not None and end >= self._sweep_end):
+            return
+        if self._sweep_alarm is not None:
+            self._sweep_alarm.cancel()
+            self._sweep_alarm = None
+        self._sweep_end = end
+        if end < inf:
+            self._sweep_alarm = self._owner.alarm(self._time.wake_at(end + _SLACK), self._start_sweeping)
+
+    def _start_sweeping(self) -> None:
+        self._sweep_alarm = None
+        if self._entries.sweep(self._time.last()):
+            self._sweeping = True
+            self._owner.start(self._sweep, "sweeper")
+        else:
+            self._watch()
+
+    async def _sweep(self) -> None:
+        with trio.CancelScope(shield=True):
+            # One piece at a time: nobody has to wait for all of it.
+            while not self._owner.closed and self._entries.sweep(self._time.last()):
+                await checkpoint()
+        self._sweeping = False
+        self._watch()
+
+    # The end
+
+    def _leave(self) -> None:
+        super()._leave()
+        self._entries.clear()

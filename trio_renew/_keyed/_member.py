@@ -1,0 +1,410 @@
+"""What caches and pools have in common: invalidation, from here, from other threads, and from other processes.
+
+Invariants:
+
+* Every open member of the process is in ``_members``; it puts itself in when it opens and takes itself, and nobody
+  else, out when it closes.
+* A member is touched in its own Trio run only. From elsewhere an invalidation is put into its inbox and its fast path
+  is shut, in this order. Each use empties the inbox first, and opens the fast path before it looks into the inbox: so
+  nothing invalidated is served from the next use on. The run is woken as well, to do it without being used.
+* Forgetting, publishing and telling are one step, in this order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from contextlib import asynccontextmanager, suppress
+from threading import RLock, get_ident
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+
+import trio
+from trio.lowlevel import enable_ki_protection
+
+from .._events import Cleared, StorageFailed, logger
+from .._flight import Flight
+from .._owner import Owner, hosting
+from .._values import check_seconds
+from ._time import Timeline
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from .._events import Event
+    from ..abc import Bus
+
+__all__ = ("Member", "What", "clear_provider_caches", "hosting_member", "invalidate_provider")
+
+K = TypeVar("K")
+What: TypeAlias = Literal["key", "tag", "all"]
+
+_members: dict[int, Member[Any]] = {}
+# One who is interrupted by a signal's handler while holding it may be asked again by that handler.
+_lock = RLock()
+
+
+class _Message(NamedTuple):
+    what: What
+    key: Any
+    publish: bool
+
+
+def _open_members() -> list[Member[Any]]:
+    with _lock:
+        return list(_members.values())
+
+
+def invalidate_provider(key: object) -> bool:
+    """Drop a key in every open cache and pool of this process, whichever thread runs it.
+
+    May be called from any thread, inside of Trio and outside; never a checkpoint. What runs in the caller's own Trio
+    run has dropped it on return. Any other serves nothing of it from its next use on, and drops it at its run's next
+    step. A resolution or opening in progress answers those who wait for it, and is not kept. Caches with a bus pass it
+    on to the other processes; those without one learn nothing from it: there the TTL is what bounds staleness.
+
+    Returns:
+      Whether a live entry, or a resolution in progress, was affected anywhere.
+
+    Raises:
+      TypeError: The key is not hashable.
+
+    Example::
+
+        def tenant_disabled(tenant_id: str) -> None:
+            invalidate_provider(tenant_id)
+    """
+    hash(key)
+    return sum([member._invalidate_from_anywhere("key", key) for member in _open_members()]) > 0
+
+
+def clear_provider_caches() -> int:
+    """Empty every open cache and pool of this process, whichever thread runs it; like :func:`invalidate_provider`.
+
+    Returns:
+      How many live entries that were, over all of them.
+    """
+    return sum([member._invalidate_from_anywhere("all", None) for member in _open_members()])
+
+
+def _after_fork() -> None:
+    # The parent's runs do not go on in the child, and waking them would disturb the parent.
+    global _lock
+    _lock = RLock()
+    _members.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class _Ear:
+    """A member's part on the bus."""
+
+    __slots__ = ("_member",)
+
+    def __init__(self, member: Member[Any]) -> None:
+        self._member = member
+
+    @property
+    def name(self) -> str:
+        """The name that belongs together."""
+        return self._member._owner.name or ""
+
+    def invalidated(self, what: What, key: object) -> None:
+        """Somebody else has dropped something."""
+        try:
+            hash(key)
+        except TypeError:
+            what, key = "all", None
+        self._member._invalidate_from_anywhere(what, key, publish=False)
+
+    def missed(self) -> None:
+        """Somebody else may have dropped anything."""
+        self._member._invalidate_from_anywhere("all", None, publish=False)
+
+    def failed(self, error: Exception) -> None:
+        """The bus is out of order."""
+        self._member._bus_failed(error)
+
+
+@asynccontextmanager
+async def hosting_member(member: Member[Any]) -> AsyncGenerator[None, None]:
+    """Keep a member open around a body, reachable for everybody who invalidates."""
+    async with hosting(member._owner):
+        member._enlist()
+        yield
+
+
+class Member(Generic[K]):
+    """A cache or a pool.
+
+    Attributes:
+      fetch_timeout: Seconds that one flight may take.
+      cancel_when_left: Whether a flight is cancelled when its last caller leaves.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_bus",
+        "_ear",
+        "_fast_thread",
+        "_fenced",
+        "_flights",
+        "_generation",
+        "_inbox",
+        "_owner",
+        "_thread",
+        "_time",
+        "_token",
+        "cancel_when_left",
+        "fetch_timeout",
+    )
+
+    #: Whether its values may carry tags.
+    _has_tags: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        fetch_timeout: float | None,
+        cancel_when_left: bool,
+        observe: Callable[[Event], None] | None,
+        clock: Callable[[], float] | None,
+        bus: Bus | None,
+        name: str | None,
+    ) -> None:
+        self.fetch_timeout = (
+            float("inf")
+            if fetch_timeout is None
+            else check_seconds("fetch_timeout", fetch_timeout, above=True, allow_inf=True)
+        )
+        self.cancel_when_left = cancel_when_left
+        for method in ("attach", "detach", "publish"):
+            if bus is not None and not callable(getattr(bus, method, None)):
+                raise TypeError(f"bus must have attach, detach and publish, but {type(bus).__name__} has no {method}")
+        if bus is not None and not name:
+            raise ValueError(f"a bus needs a name: it is what the caches and pools on it share; name is {name!r}")
+        self._owner = owner = Owner(name, observe, clock)
+        self._time = Timeline(owner.clock, self._rewind)
+        self._thread = owner.thread
+        self._token = trio.lowlevel.current_trio_token()
+        #: The thread in which a hit may be served without any further check; 0: in none.
+        self._fast_thread = 0
+        self._inbox: deque[_Message] = deque()
+        self._bus = bus
+        self._ear = _Ear(self)
+        self._generation = 0
+        self._flights: dict[K, Flight[Any, Any]] = {}
+        #: Flights that were invalidated and go on for those who joined them.
+        self._fenced: set[Flight[Any, Any]] = set()
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        name = "" if self._owner.name is None else f" {self._owner.name!r}"
+        return f"<{type(self).__name__}{name}{' (closed)' if self._owner.closed else ''}>"
+
+    # What users call
+
+    @enable_ki_protection
+    def delete(self, key: K) -> bool:
+        """Drop a key, here and wherever the bus reaches. Never a checkpoint.
+
+        What is in progress for it answers those who wait, and is not kept.
+
+        Returns:
+          Whether a live entry, or something in progress, was affected here.
+
+        Raises:
+          trio.ClosedResourceError: It is closed.
+          RuntimeError: Called from another thread or Trio run; there :func:`invalidate_provider` works.
+        """
+        self._check()
+        return self._invalidate("key", key, publish=True) > 0
+
+    @enable_ki_protection
+    def clear(self) -> int:
+        """Drop everything, here and wherever the bus reaches. Never a checkpoint.
+
+        What is in progress answers those who wait, and is not kept.
+
+        Returns:
+          How many live entries that were.
+
+        Raises:
+          trio.ClosedResourceError: It is closed.
+          RuntimeError: Called from another thread or Trio run; there :func:`clear_provider_caches` works.
+        """
+        self._check()
+        return self._invalidate("all", None, publish=True)
+
+    # For our own kind
+
+    @enable_ki_protection
+    def _enlist(self) -> None:
+        """Take part from here on, until the owner closes."""
+        self._owner.on_closing(self._leave)
+        self._owner.on_disowned(self._shut)
+        with _lock:
+            _members[id(self)] = self
+        if self._bus is not None:
+            self._bus.attach(self._ear)
+
+    @enable_ki_protection
+    def _invalidate_from_anywhere(self, what: What, key: Any, *, publish: bool = True) -> int:
+        """Drop something, from any thread. Says how much was, or will be, dropped."""
+        if not self._is_here():
+            return self._post(_Message(what, key, publish))
+        if self._owner.closed:
+            return 0
+        self._empty_inbox()
+        return self._invalidate(what, key, publish=publish)
+
+    @enable_ki_protection
+    def _bus_failed(self, error: BaseException) -> None:
+        """Tell that the bus failed, from any thread."""
+        if self._is_here():
+            self._tell_bus_failed(error)
+        else:
+            self._soon(lambda: self._tell_bus_failed(error))
+
+    # How it is done
+
+    def _rewind(self, now: float) -> None:
+        raise NotImplementedError
+
+    def _forget_key(self, key: K, now: float) -> tuple[bool, bool]:
+        """Forget a key: whether a live entry was affected, and whether anything was."""
+        raise NotImplementedError
+
+    def _forget_tag(self, tag: str, now: float) -> int:
+        """Forget what carries a tag; how many live entries that were."""
+        raise NotImplementedError
+
+    def _forget_all(self, now: float) -> int:
+        """Forget everything; how many live entries that were."""
+        raise NotImplementedError
+
+    def _is_live_elsewhere(self, key: K, now: float) -> bool:
+        """Whether a key is live; asked from another thread."""
+        raise NotImplementedError
+
+    def _live_elsewhere(self, now: float) -> list[K]:
+        """The keys that are live; asked from another thread."""
+        raise NotImplementedError
+
+    def _is_here(self) -> bool:
+        if get_ident() != self._thread:
+            return False
+        try:
+            return trio.lowlevel.current_trio_token() is self._token
+        except RuntimeError:
+            return False
+
+    def _shut(self) -> None:
+        """Let no use skip the checks."""
+        self._fast_thread = 0
+
+    def _check(self) -> None:
+        """Refuse a call that comes too late or from elsewhere; catch up with what happened elsewhere."""
+        self._owner.check()
+        if self._inbox:
+            self._empty_inbox()
+
+    def _invalidate(self, what: What, key: Any, *, publish: bool) -> int:
+        now = self._time.last()
+        if what == "key":
+            live, dropped = self._forget_key(key, now)
+            flight = self._flights.pop(key, None)
+            flights = [] if flight is None else [flight]
+            count = int(live or flight is not None)
+            dropped = dropped or count > 0
+        elif what == "tag" and not self._has_tags:
+            flights, count, dropped = [], 0, False
+        else:
+            count = self._forget_tag(key, now) if what == "tag" else self._forget_all(now)
+            flights = list(self._flights.values())
+            self._flights.clear()
+            dropped = True
+        for flight in flights:
+            self._fenced.add(flight)
+            flight.fence()
+        self._generation += dropped
+        if publish and self._bus is not None:
+            try:
+                self._bus.publish(self._ear, what, key)
+            except Exception as exc:
+                self._tell_bus_failed(exc)
+        if dropped:
+            self._owner.tell(Cleared(self._generation, name=self._owner.name, key=key if what == "key" else None))
+        return count
+
+    def _released(self, flight: Flight[Any, Any], key: K) -> None:
+        """A flight is over."""
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        self._fenced.discard(flight)
+
+    def _callers(self) -> int:
+        """How many wait on a flight."""
+        return sum(flight.waiting for flight in (*self._flights.values(), *self._fenced))
+
+    # From elsewhere
+
+    def _post(self, message: _Message) -> int:
+        what, key, _ = message
+        with _lock:
+            if self._owner.closed:
+                return 0
+            waiting = list(self._inbox)
+            now = self._time.elsewhere()
+            gone = {each.key for each in waiting if each.what == "key"}
+            if any(each.what == "all" for each in waiting):
+                count = 0
+            elif what == "key":
+                count = int(key not in gone and (key in self._flights or self._is_live_elsewhere(key, now)))
+            else:
+                count = len(set(self._live_elsewhere(now)) - gone)
+            self._inbox.append(message)
+            self._shut()
+        self._soon(self._catch_up)
+        return count
+
+    def _soon(self, function: Callable[[], None]) -> None:
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(function, idempotent=True)
+
+    @enable_ki_protection
+    def _catch_up(self) -> None:
+        try:
+            self._empty_inbox()
+        except BaseException as exc:
+            # An interrupted observer: raised here, it would end the run as Trio's own failure.
+            self._owner.crash(exc)
+
+    def _empty_inbox(self) -> None:
+        while self._inbox:
+            message = self._inbox.popleft()
+            if not self._owner.closed:
+                self._invalidate(message.what, message.key, publish=message.publish)
+
+    def _tell_bus_failed(self, error: BaseException) -> None:
+        if not self._owner.closed:
+            self._owner.tell(StorageFailed("bus", error, name=self._owner.name))
+
+    # The end
+
+    def _leave(self) -> None:
+        """Close: in the step that closes the owner."""
+        self._shut()
+        with _lock:
+            _members.pop(id(self), None)
+        if self._bus is not None:
+            try:
+                self._bus.detach(self._ear)
+            except Exception:
+                logger.exception("the bus of %r did not let it go", self)
+        self._inbox.clear()
+        self._flights.clear()
+        self._fenced.clear()

@@ -1,0 +1,88 @@
+"""The time of one cache or pool.
+
+Invariants:
+
+* What is kept (stored, deadline, due, idle, failed) is an instant of a time line of our own: the owner's clock less
+  what its anchor has moved since. So when the anchor moves, what is left of each life stays, and nothing is touched.
+* The time line goes back only where a given clock does. Then ``rewind`` is called with the new time before anybody
+  gets it, so that nothing is prolonged by more than its own length.
+"""
+
+from __future__ import annotations
+
+import time
+from math import inf
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .._clock import Clock
+
+__all__ = ("Timeline",)
+
+# Sleeping ends at least this often where the clock may jump while we sleep.
+_LONGEST_SLEEP = 20.0
+
+
+class Timeline:
+    """Tell the time, and how long to sleep.
+
+    Args:
+      clock: The owner's.
+      rewind: Called with the new time when it has gone back.
+
+    Attributes:
+      shift: Clock minus time line.
+    """
+
+    __slots__ = ("_anchor", "_clock", "_goes_back", "_latest", "_rewind", "_trio_clock", "shift")
+
+    def __init__(self, clock: Clock, rewind: Callable[[float], None]) -> None:
+        self._clock = clock
+        self._rewind = rewind
+        self._goes_back = not (clock.steady or clock.wall_based)
+        self._latest = -inf
+        self._trio_clock = trio.lowlevel.current_clock()
+        self.shift = 0.0
+        self._anchor = (clock.now(), trio.current_time()) if clock.steady else (0.0, 0.0)
+
+    def now(self) -> float:
+        """Read the time line; may fail where a given clock does."""
+        return self._checked(self._clock.now())
+
+    def last(self) -> float:
+        """Read it where nothing may fail."""
+        return self._checked(self._clock.last())
+
+    def arrived(self) -> None:
+        """A fresh value arrives: from here on the wall clock is right."""
+        self.shift += self._clock.reanchor()
+
+    def elsewhere(self) -> float:
+        """Read it from any thread, as well as that can be done."""
+        clock = self._clock
+        if self._goes_back:
+            return clock.last()
+        wall, since = clock.anchor if clock.wall_based else self._anchor
+        reading = wall + (self._trio_clock.current_time() - since)
+        if clock.wall_based:
+            reading = max(reading, time.time())
+        return reading - self.shift
+
+    def wake_at(self, instant: float) -> float:
+        """When, on Trio's clock, to look whether an instant has come."""
+        seconds = max(0.0, instant - self.last())
+        if not self._clock.steady:
+            seconds = min(seconds, _LONGEST_SLEEP)
+        return trio.current_time() + seconds
+
+    def _checked(self, reading: float) -> float:
+        now = reading - self.shift
+        if self._goes_back:
+            if now < self._latest:
+                self._rewind(now)
+            self._latest = now
+        return now
