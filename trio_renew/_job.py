@@ -146,12 +146,16 @@ class Job:
                 pass  # the peers find out when the lease has run out
             finally:
                 self._told = self._told and (self._told[0], None)
-                self._flight = self.draft = None
+                self._flight = None
                 self.over.set()
 
     async def _beat(self) -> None:
+        pause = self._lease / _BEATS_PER_LEASE
+        beat_at = trio.current_time() + pause
         while not self.lost:
-            await trio.sleep(self._lease / _BEATS_PER_LEASE)
+            await trio.sleep_until(beat_at)
+            # From its start: one that has waited long for an answer is followed at once by another.
+            beat_at = trio.current_time() + pause
             if self._flight is not None and self._flight.state is State.LEFT:
                 self.give_up()
                 return

@@ -192,7 +192,7 @@ class Sharing(Generic[T]):
         if value is not None:
             draft = _record.draft(value, self._share.codec)
             job = self._jobs.get(flight)
-            if job is not None and not job.settled:
+            if job is not None:
                 job.draft = draft
         return value
 
@@ -341,6 +341,7 @@ class Sharing(Generic[T]):
         """The flight is over: whatever has no outcome yet is left to the others."""
         job = self._jobs.pop(flight, None)
         if job is not None:
+            job.draft = None
             job.give_up()
 
     async def _read(self, flight: Flight[T, Held[T]]) -> tuple[str, Record | None]:

@@ -125,6 +125,25 @@ async def test_a_refresh_without_value_after_a_clear_elsewhere(autojump_clock: M
     assert [e.generation for e in events if isinstance(e, FetchSucceeded)] == [1, 2]
 
 
+async def test_cleared_again_after_going_on(autojump_clock: MockClock) -> None:
+    fetch = ScriptedFetch(Token("a", 100.0), Sleep(2.0, Token("b", 100.0)))
+    events: list[Event] = []
+    results: list[Any] = []
+    async with open_memory_stores() as stores:
+        share = share_of(stores)
+        async with open_provider(fetch, share=share) as first:
+            async with open_provider(fetch, share=share, observe=events.append) as second:
+                await first.clear()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(into, results, second.refresh)
+                    await trio.sleep(1.0)
+                    await second.clear()
+                assert [text(token) for token in results] == ["b"]
+                assert second.status().generation == 3
+    assert cleared(events) == [2, 3]
+    assert [e.generation for e in events if isinstance(e, FetchSucceeded)] == [1, 2]
+
+
 async def test_who_waits_meanwhile_goes_on_waiting(autojump_clock: MockClock) -> None:
     """A flight that finds the generation moved before it has fetched answers all its callers with what it keeps."""
     fetch = ScriptedFetch(Token("a", 100.0), Sleep(1.0, Token("b", 100.0)))
@@ -327,6 +346,28 @@ async def test_the_own_clear_during_a_mint(autojump_clock: MockClock, between: A
             assert text(await provider.get()) == "b"
         assert [text(token) for token in results] == ["a"]
         assert cache.calls.count("set") == 2  # the generation, and one record
+
+
+async def test_a_peers_old_value_still_answers_who_waited_for_it(autojump_clock: MockClock) -> None:
+    """It is older than what is held since the own clear(), and the right answer for those of before."""
+    fetch = ScriptedFetch(Sleep(2.0, Token("a", 100.0)), Token("b", 100.0))
+    results: list[Any] = []
+    async with open_memory_stores() as stores:
+        share = share_of(stores)
+        async with (
+            open_provider(fetch, share=share, eager=False) as owner,
+            open_provider(fetch, share=share, eager=False) as peer,
+        ):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(into, results, owner.get)
+                await wait_all_tasks_blocked()
+                nursery.start_soon(into, results, peer.get)
+                await trio.sleep(1.0)
+                await peer.clear()
+                assert text(await peer.get()) == "b"
+            assert [text(token) for token in results] == ["a", "a"]
+            assert text(peer.get_nowait()) == "b"
+            assert fetch.calls == 2
 
 
 def test_the_own_clear_at_any_step_of_a_flight() -> None:
@@ -570,9 +611,16 @@ async def test_closing_while_a_clear_waits(autojump_clock: MockClock, between: A
         async with trio.open_nursery() as nursery:
             async with open_provider(ScriptedFetch(Token("a")), share=Share(cache, stores.dedupe, "key")) as provider:
                 cache.trouble["set"] = 2.0
-                nursery.start_soon(into, results, provider.clear)
+
+                async def clear() -> None:
+                    await into(results, provider.clear)
+                    results.append(trio.current_time())
+
+                nursery.start_soon(clear)
                 await wait_all_tasks_blocked()
-            assert [type(result) for result in results] == [trio.ClosedResourceError]
+            # At once, and not when the store has it.
+            assert [type(results[0]), *results[1:]] == [trio.ClosedResourceError, 0.0]
+            assert trio.current_time() == 2.0
         assert await stores.cache.get("key:generation") is not None
 
 

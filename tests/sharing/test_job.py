@@ -101,6 +101,21 @@ async def test_a_store_that_does_not_say(autojump_clock: MockClock, between: Any
             assert dedupe.calls.count("extend") == 5
 
 
+async def test_a_beat_that_is_lost(autojump_clock: MockClock, between: Any) -> None:
+    """One call without an answer does not cost the job: there is time for another one within the lease."""
+    async with open_memory_stores(lease=2.0) as stores:
+        dedupe = between(stores.dedupe)
+
+        async def once(*_: Any) -> None:
+            dedupe.trouble.clear()
+            await trio.sleep_forever()
+
+        dedupe.trouble["extend"] = once
+        fetch = ScriptedFetch(Sleep(4.2, Token("a", 600.0)))
+        async with open_provider(fetch, share=Share(stores.cache, dedupe, "key")):
+            assert await stores.cache.get("key:first") is not None
+
+
 async def test_a_peer_waits_as_long_as_the_owner_lives(autojump_clock: MockClock) -> None:
     fetch = ScriptedFetch(Sleep(60.0, Token("a", 600.0)))
     results: list[Any] = []
@@ -200,6 +215,7 @@ async def test_an_owner_that_lost_its_job_does_not_write(autojump_clock: MockClo
             await wait_all_tasks_blocked()
             assert text(results[1]) == "late"
             assert "set" not in cache.calls
+            assert "complete" not in dedupe.calls
 
 
 async def test_who_may_not_own_the_job_for_sure_does_not_write(autojump_clock: MockClock, between: Any) -> None:
@@ -351,7 +367,8 @@ async def test_a_store_that_is_down(autojump_clock: MockClock, between: Any, met
             await trio.sleep(10.0)
             assert failures(events) == [method]
             bound = 0.0 if trouble != "hang" or method == "complete" else 5.0
-            assert (await provider.lease()).issued_at == (await provider.get()).expires_at - 100.0  # type: ignore[operator]
+            lease = await provider.lease()
+            assert lease.expires_at == lease.issued_at + 100.0
             assert trio.current_time() == 10.0 + bound
             error = next(event.error for event in events if isinstance(event, StorageFailed))
             assert isinstance(error, (StoreError, trio.ClosedResourceError))
@@ -504,6 +521,28 @@ async def test_an_interrupt_in_a_heartbeat(autojump_clock: MockClock, between: A
         async with open_provider(fetch, share=share_of(stores)):
             # Nobody was told: the lease has to run out.
             assert trio.current_time() == 10.0
+
+
+async def test_what_has_been_fetched_is_shared_although_the_owner_crashes(
+    autojump_clock: MockClock, between: Any
+) -> None:
+    async with open_memory_stores(lease=4.0) as stores:
+        cache, dedupe = between(stores.cache), between(stores.dedupe)
+        cache.trouble["set"] = 2.0
+        beats = 0
+
+        async def interrupted(*_: Any) -> None:
+            nonlocal beats
+            beats += 1
+            if beats == 2:
+                raise KeyboardInterrupt
+
+        dedupe.trouble["extend"] = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            async with open_provider(ScriptedFetch(Token("a", 600.0)), share=Share(cache, dedupe, "key")):
+                raise AssertionError("not reached")
+        async with open_provider(ScriptedFetch(), share=share_of(stores)) as peer:
+            assert text(await peer.get()) == "a"
 
 
 # At every step

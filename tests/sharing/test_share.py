@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from trio_renew import (
     FetchFailed,
     FetchStarted,
     FetchSucceeded,
+    FetchTimeout,
     JsonCodec,
     MemoryStorage,
     RefreshPolicy,
@@ -25,9 +28,11 @@ from trio_renew import (
     encrypted,
     open_provider,
 )
+from trio_renew._flight import Flight
+from trio_renew._record import Draft, Record
 from trio_renew.stores.memory import open_memory_stores
 from trio_renew.stores.sqlite import open_sqlite_stores
-from trio_renew.testing import Block, ScriptedFetch, Sleep, Token, under_schedules, until
+from trio_renew.testing import Block, ScriptedFetch, Sleep, Stubborn, Token, under_schedules, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -228,6 +233,18 @@ async def test_a_value_that_is_due_is_no_renewal(autojump_clock: MockClock) -> N
             assert text(first.get_nowait()) == "c"
 
 
+async def test_what_is_held_is_no_renewal(autojump_clock: MockClock) -> None:
+    """Jitter makes it due earlier here than its record says."""
+    fetch = ScriptedFetch(Token("a", 100.0), Token("b", 100.0))
+    async with open_memory_stores() as stores:
+        policy = RefreshPolicy(jitter=lambda: 0.5, refresh_floor=0.0)
+        async with open_provider(fetch, share=share_of(stores), policy=policy) as provider:
+            await until(provider, "due")
+            provider.get_nowait()
+            await wait_all_tasks_blocked()
+            assert text(provider.get_nowait()) == "b"
+
+
 async def test_the_same_value_again(autojump_clock: MockClock) -> None:
     """A source that gives the same token until it is old: its record is as new as its fetch."""
     token = AuthToken.expiring_in("a", 1000.0)
@@ -354,6 +371,58 @@ async def test_a_peer_that_found_the_rejected_value(autojump_clock: MockClock, b
         assert fetch.calls == 2
 
 
+@pytest.fixture
+def blind(between: Any) -> Callable[[Any], Share]:
+    """A share that sees nothing of what is stored before it owns the job, and then takes a second to read it."""
+
+    def make(stores: Any) -> Share:
+        cache, dedupe = between(stores.cache), between(stores.dedupe)
+
+        async def nothing(hash: str) -> Any:
+            return "first" if hash == "key:generation" else "unreadable"
+
+        async def sees(hash: str) -> None:
+            cache.trouble["get"] = 1.0
+
+        cache.trouble["get"] = nothing
+        dedupe.trouble["register_or_join"] = sees
+        return Share(cache, dedupe, "key")
+
+    return make
+
+
+async def test_a_refresh_that_joined_a_peers_reading_has_no_answer(autojump_clock: MockClock, blind: Any) -> None:
+    fetch = ScriptedFetch(Token("a", 100.0), Token("b", 100.0))
+    results: list[Any] = []
+    async with open_memory_stores() as stores:
+        async with open_provider(fetch, share=share_of(stores)) as first:
+            async with open_provider(fetch, share=blind(stores), eager=False) as second:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(into, results, second.get)
+                    await wait_all_tasks_blocked()
+                    nursery.start_soon(into, results, first.refresh)
+        assert [text(token) for token in results] == ["a", "b"]
+
+
+@pytest.mark.parametrize("who", ["the owner", "a peer"])
+async def test_a_refresh_that_joined_its_own_reading(autojump_clock: MockClock, blind: Any, who: str) -> None:
+    fetch = ScriptedFetch(Token("a", 100.0), Token("b", 100.0))
+    results: list[Any] = []
+    async with open_memory_stores() as stores:
+        async with open_provider(fetch, share=share_of(stores)):
+            pass
+        async with (
+            open_provider(fetch, share=blind(stores), eager=False) as owner,
+            open_provider(fetch, share=blind(stores), eager=False) as peer,
+            trio.open_nursery() as nursery,
+        ):
+            for provider in (owner, peer):
+                nursery.start_soon(into, results, provider.get)
+                await wait_all_tasks_blocked()
+            nursery.start_soon(into, results, owner.refresh if who == "the owner" else peer.refresh)
+        assert [text(token) for token in results] == ["a", "a", "b"]
+
+
 async def test_what_came_between_is_a_fetch_from_now_on(autojump_clock: MockClock, between: Any) -> None:
     """Somebody fetched between our reading and our owning the job: that answers a refresh."""
     fetch = ScriptedFetch(Token("a", 100.0), Token("b", 100.0))
@@ -454,6 +523,16 @@ class ListCodec(PointCodec):
         return list(data)
 
 
+class BoolCodec:
+    """Gives back what is equal, and another thing."""
+
+    def encode(self, value: bool) -> bytes:
+        return b"1"
+
+    def decode(self, data: bytes) -> Any:
+        return 1
+
+
 class Opaque:
     """Equal to nothing but itself."""
 
@@ -503,6 +582,7 @@ async def test_values_arrive_as_they_are(autojump_clock: MockClock, value: Any, 
         ((1, 2), JsonCodec()),
         (Point(1, 2), ListCodec()),
         ("text", PointCodec()),
+        (True, BoolCodec()),
     ],
 )
 async def test_what_the_codec_cannot_carry(autojump_clock: MockClock, value: Any, codec: Any, between: Any) -> None:
@@ -648,6 +728,35 @@ async def test_a_peers_value_goes_to_the_own_storage(autojump_clock: MockClock) 
         async with open_provider(fetch, share=share_of(stores)):
             async with open_provider(fetch, share=share_of(stores), storage=storage) as second:
                 assert await storage.get() == await second.get()
+
+
+def left(*kinds: type) -> list[object]:
+    gc.collect()
+    return [x for x in gc.get_objects() if isinstance(x, kinds)]
+
+
+async def test_nothing_is_left_behind(autojump_clock: MockClock) -> None:
+    others = left(Flight)
+    fetch = ScriptedFetch(
+        Token("a", 100.0), Down(), None, Stubborn(5.0, Token("late", 100.0)), Token("b", 100.0), Token("c", 100.0)
+    )
+    async with open_memory_stores() as stores:
+        async with (
+            open_provider(fetch, share=share_of(stores), eager=False, fetch_timeout=1.0) as first,
+            open_provider(fetch, share=share_of(stores), eager=False) as second,
+        ):
+            await first.get()
+            await second.get()
+            await wait_all_tasks_blocked()
+            assert left(Flight, Draft, Record) == others
+            for error in (Down, None, FetchTimeout):
+                with pytest.raises(error) if error else nullcontext():
+                    await first.refresh()
+            await trio.sleep(10.0)
+            await second.refresh()
+            await first.refresh(stale=await first.get())
+            await wait_all_tasks_blocked()
+            assert left(Draft, Record) == []
 
 
 async def test_types(autojump_clock: MockClock) -> None:
