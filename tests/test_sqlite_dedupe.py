@@ -160,10 +160,10 @@ async def test_a_value_that_cannot_be_decoded(tmp_path: Path) -> None:
         job_id = await stores.dedupe.register("j")
         await stores.dedupe.complete("j", 1)
         raw(path, "UPDATE renew_jobs SET value = x'00ff'")
-        assert await stores.dedupe.wait_for("j", job_id=job_id) is None
-        problem = error_of(await stores.dedupe.wait_outcome("j", job_id=job_id))
-        assert isinstance(problem, StoreError)
-        assert problem.__cause__ is not None
+        for wait in (stores.dedupe.wait_for, stores.dedupe.wait_outcome):
+            with pytest.raises(StoreError, match="cannot decode") as caught:
+                await wait("j", job_id=job_id)
+            assert caught.value.__cause__ is not None
 
 
 async def test_what_register_came_to_own_is_settled_without_an_id_once(tmp_path: Path) -> None:

@@ -34,7 +34,11 @@ Trend = Literal["increasing", "stable", "decreasing", "none"]
 def _number(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{attribute.name} must be a number, not {value!r}")
-    if not math.isfinite(value):
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:
+        raise ValueError(f"{attribute.name} must be a number that a float can be; this one is too large") from None
+    if not finite:
         raise ValueError(f"{attribute.name} must be finite, not {value!r}")
 
 

@@ -9,12 +9,13 @@ Invariants:
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 import attrs
 
-from .._errors import RemoteFetchError
+from .._errors import RemoteFetchError, StoreError
 from .._policy.capacity import AdaptiveConfig, RateLimitConfig
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ __all__ = (
     "CacheEntryInfo",
     "CacheStats",
     "DedupeStats",
+    "Encoded",
     "JobInfo",
     "Options",
     "RateLimitStats",
@@ -44,6 +46,7 @@ __all__ = (
     "check_text",
     "check_ttl",
     "check_value",
+    "encoded",
     "error_type_name",
     "in_page",
 )
@@ -210,9 +213,13 @@ def _whole(name: str, value: object, least: int) -> int:
 def _finite(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    if not math.isfinite(value):
+    try:
+        seconds = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a number that a float can be, and this one is too large") from None
+    if not math.isfinite(seconds):
         raise ValueError(f"{name} must be finite, not {value!r}")
-    return float(value)
+    return seconds
 
 
 def _instance(name: str, value: object, kind: type[Any]) -> None:
@@ -305,7 +312,7 @@ def check_config(value: object) -> RateLimitConfig:
 
 def check_page(offset: object, limit: object) -> tuple[int, int]:
     """Take the bounds of a listing."""
-    return _whole("offset", offset, 0), _whole("limit", limit, 0)
+    return min(_whole("offset", offset, 0), sys.maxsize), min(_whole("limit", limit, 0), sys.maxsize)
 
 
 def in_page(items: Iterable[Any], offset: int, limit: int) -> list[Any]:
@@ -347,6 +354,38 @@ class Options:
         _instance("adaptive_config", self.adaptive_config, AdaptiveConfig)
         if self.clock is not None and not callable(self.clock):
             raise TypeError(f"clock must be a function that gives POSIX seconds, or None, not {self.clock!r}")
+
+
+# ------------------------------------------------------------------------------------------------------------ values
+
+
+class Encoded(bytes):
+    """The bytes of a value, which may be a secret: a traceback that shows the locals of our frames does not show it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} bytes>"
+
+    __str__ = __repr__
+
+
+def encoded(codec: Codec[Any], hash: str, value: object) -> Encoded:
+    """Encode a value.
+
+    Raises:
+      StoreError: The codec cannot do it, or gives no bytes.
+    """
+    try:
+        data: object = codec.encode(value)
+        problem = None if isinstance(data, (bytes, bytearray)) else f"it gave {type(data).__name__} instead of bytes"
+        if problem is None:
+            return Encoded(cast("bytes", data))
+        cause = None
+    except Exception as error:
+        problem, cause = type(error).__name__, error
+    data = value = None
+    raise StoreError(f"the codec cannot encode the value of {hash!r}: {problem}") from cause
 
 
 # ----------------------------------------------------------------------------------------------------------- errors

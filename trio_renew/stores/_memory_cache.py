@@ -27,6 +27,7 @@ from ._common import (
     check_text,
     check_ttl,
     check_value,
+    encoded,
     in_page,
 )
 
@@ -77,7 +78,11 @@ class MemoryCacheStore(Generic[T]):
     @enable_ki_protection
     def get_nowait(self, hash: str) -> T | None:
         """Do what :meth:`get` does, without a checkpoint."""
-        entry = self._entries.get(hash)
+        try:
+            entry = self._entries.get(hash)
+        except TypeError:
+            # It cannot be hashed.
+            entry = None
         if entry is None:
             check_hash(hash)
             if self._life.closed:
@@ -110,7 +115,14 @@ class MemoryCacheStore(Generic[T]):
         life = self._life
         if life.closed:
             life.check()
-        size = self._measure(hash, value) if self._measured else 0
+        size = 0
+        if self._measured:
+            try:
+                size = self._measure(hash, value)
+            except StoreError:
+                # A traceback may show the locals of this frame, and the value may be a secret.
+                del value
+                raise
         now = life.now()
         entry = self._entries.get(hash)
         if ttl < 0:
@@ -156,7 +168,11 @@ class MemoryCacheStore(Generic[T]):
             before is gone then.
         """
         await self._life.step()
-        self.set_nowait(hash, value, ttl, tags=tags)
+        try:
+            self.set_nowait(hash, value, ttl, tags=tags)
+        except StoreError:
+            del value
+            raise
 
     async def delete(self, hash: str) -> None:
         """Forget what the key holds. One checkpoint."""
@@ -231,10 +247,12 @@ class MemoryCacheStore(Generic[T]):
     def _measure(self, hash: str, value: T) -> int:
         options = self._options
         try:
-            size = len(options.codec.encode(value))
-        except Exception as error:
+            size = len(encoded(options.codec, hash, value))
+        except StoreError:
             self._forget((hash,) if hash in self._entries else ())
-            raise StoreError(f"the codec cannot encode the value of {hash!r}: {type(error).__name__}") from error
+            del value
+            raise
+        del value
         for name in ("max_entry_size_bytes", "max_total_bytes"):
             most = getattr(options, name)
             if most is not None and size > most:

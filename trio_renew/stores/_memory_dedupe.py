@@ -32,10 +32,11 @@ T = TypeVar("T")
 
 
 class _Job:
-    __slots__ = ("created", "deadline", "hash", "job_id", "registered", "result", "settled", "status")
+    __slots__ = ("created", "deadline", "hash", "job_id", "number", "registered", "result", "settled", "status")
 
-    def __init__(self, hash: str, job_id: str, created: float, deadline: float, registered: bool) -> None:
+    def __init__(self, hash: str, number: int, job_id: str, created: float, deadline: float, registered: bool) -> None:
         self.hash = hash
+        self.number = number
         self.job_id = job_id
         self.created = created
         self.deadline = deadline
@@ -57,7 +58,7 @@ class MemoryDedupeStore(Generic[T]):
 
     def __init__(self, life: Life, options: Options) -> None:
         self._life = life
-        self.lease = options.lease
+        self.lease: float = options.lease
         self._jobs: dict[str, _Job] = {}
         self._kept: OrderedDict[str, _Job] = OrderedDict()
         self._total = 0
@@ -145,7 +146,7 @@ class MemoryDedupeStore(Generic[T]):
         await self._life.step()
         now, instant = self._life.now(), self._life.instant
         jobs = [job for table in (self._jobs, self._kept) for job in table.values() if now < job.deadline]
-        jobs.sort(key=lambda job: job.created)
+        jobs.sort(key=lambda job: job.number)
         return [
             JobInfo(job.hash, job.job_id, job.status, instant(job.created), instant(job.deadline))
             for job in in_page(jobs, *page)
@@ -198,7 +199,7 @@ class MemoryDedupeStore(Generic[T]):
         now = self._life.now()
         job_id = f"{self._prefix}-{self._total}"
         self._total += 1
-        self._jobs[hash] = _Job(hash, job_id, now, now + self.lease, registered)
+        self._jobs[hash] = _Job(hash, self._total, job_id, now, now + self.lease, registered)
         if self._life.asleep:
             self._life.wake()
         return Registration(job_id, is_owner=True)

@@ -16,6 +16,7 @@ from .._errors import StoreError
 from ._common import (
     CacheEntryInfo,
     CacheStats,
+    Encoded,
     check_hash,
     check_page,
     check_scope,
@@ -23,6 +24,7 @@ from ._common import (
     check_text,
     check_ttl,
     check_value,
+    encoded,
     in_page,
 )
 from ._redis_room import batches, milliseconds
@@ -66,9 +68,10 @@ class RedisCacheStore(Generic[T]):
           trio.ClosedResourceError: The stores are closed.
         """
         key = self._entries + check_hash(hash).encode()
-        data: bytes | None = await self._room.link.call(b"GET", key)
-        if data is None:
+        found: bytes | None = await self._room.link.call(b"GET", key)
+        if found is None:
             return None
+        data, found = Encoded(found), None
         try:
             value: T = self._options.codec.decode(data[_HEAD + int(data[:8], 16) :])
         except Exception:
@@ -99,7 +102,14 @@ class RedisCacheStore(Generic[T]):
         if ttl < 0:
             await self.delete(hash)
             return
-        data = await self._encode(hash, value)
+        try:
+            data = self._encode(hash, value)
+        except StoreError:
+            await self.delete(hash)
+            raise
+        finally:
+            # Whoever gets a traceback with the locals of our frames must not get a secret.
+            del value
         carried = b"[" + b",".join(json.dumps(tag.decode()).encode() for tag in names) + b"]" if names else b""
         await self._room.link.run(
             SET,
@@ -112,15 +122,11 @@ class RedisCacheStore(Generic[T]):
             *names,
         )
 
-    async def _encode(self, hash: str, value: T) -> bytes:
-        try:
-            data = self._options.codec.encode(value)
-        except Exception as error:
-            await self.delete(hash)
-            raise StoreError(f"the codec cannot encode the value of {hash!r}: {type(error).__name__}") from error
+    def _encode(self, hash: str, value: T) -> Encoded:
+        data = encoded(self._options.codec, hash, value)
+        del value
         most = self._options.max_entry_size_bytes
         if most is not None and len(data) > most:
-            await self.delete(hash)
             raise StoreError(f"the value of {hash!r} has {len(data)} bytes, more than max_entry_size_bytes={most}")
         return data
 

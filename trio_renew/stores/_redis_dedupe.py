@@ -22,12 +22,14 @@ from .._errors import JobLost, RemoteFetchError, StoreError
 from ..abc import Registration
 from ._common import (
     DedupeStats,
+    Encoded,
     JobInfo,
     check_error,
     check_hash,
     check_page,
     check_scope,
     check_text,
+    encoded,
     error_type_name,
     in_page,
 )
@@ -78,20 +80,22 @@ class RedisDedupeStore(Generic[T]):
       lease: The seconds that a job lives without :meth:`extend`.
     """
 
-    __slots__ = ("_errors", "_lease", "_registered", "_room", "_total", "_waiters", "lease")
+    __slots__ = ("_errors", "_forgetting", "_lease", "_registered", "_room", "_total", "_waiters", "lease")
 
     def __init__(self, room: Room) -> None:
         self._room = room
-        self.lease = room.options.lease
+        self.lease: float = room.options.lease
         self._lease = milliseconds(self.lease)
         self._total = 0
         #: Who waits on which channel.
         self._waiters: dict[bytes, set[_Waiter]] = {}
         #: Of a key the job that came to us by ``register``, and when it has run out for sure.
         self._registered: OrderedDict[str, tuple[str, float]] = OrderedDict()
-        #: The errors themselves of jobs that failed here, and until when they are kept.
+        #: The errors themselves of jobs that failed here, by job and what was said, and until when they are kept.
         self._errors: OrderedDict[bytes, tuple[BaseException, float]] = OrderedDict()
+        self._forgetting = trio.CancelScope()
         room.owner.on_closing(self.look_again)
+        room.owner.on_closing(lambda: self._forgetting.cancel())
 
     async def register(self, hash: str) -> str:
         """Do what :meth:`register_or_join` does, and give the job's id.
@@ -141,6 +145,9 @@ class RedisDedupeStore(Generic[T]):
         """
         check_hash(hash)
         job = b"" if job_id is None else check_text("job_id", job_id).encode()
+        if b":" in job:
+            # No id of ours; behind the key it could be taken for the end of another key, and an id.
+            job = b"-"
         channel = self._room.key(b"d:", hash)
         keys = (self._room.key(b"j:", hash), self._room.key(b"o:", hash) + b":")
         waiter = _Waiter()
@@ -153,9 +160,11 @@ class RedisDedupeStore(Generic[T]):
                 if what == b"wait":
                     said = await self._hear(waiter, job, more[0] / 1000)
                 elif what == b"done":
-                    said = more[0]
+                    said = Encoded(more[0])
                 else:
                     said = b"L"
+                # A traceback may show the locals of this frame, and a value may be a secret.
+                more.clear()
                 if said == b"L":
                     return outcome.Error(
                         JobLost(f"the job for {hash!r} has no owner, or its outcome is no longer kept")
@@ -182,8 +191,8 @@ class RedisDedupeStore(Generic[T]):
             except Exception as error:
                 raise StoreError(f"the codec cannot decode the outcome of {hash!r}: {type(error).__name__}") from error
             return outcome.Value(value)
-        if job in self._errors:
-            return outcome.Error(self._errors[job][0])
+        if job + said in self._errors:
+            return outcome.Error(self._errors[job + said][0])
         return outcome.Error(RemoteFetchError(*json.loads(said[1:])))
 
     async def complete(self, hash: str, value: T, *, job_id: str | None = None) -> None:
@@ -195,11 +204,14 @@ class RedisDedupeStore(Generic[T]):
         """
         job = self._job_of(hash, job_id)
         try:
-            data: bytes = self._room.options.codec.encode(value)
-        except Exception as error:
+            said = Encoded(b"V" + encoded(self._room.options.codec, hash, value))
+        except StoreError:
             await trio.lowlevel.checkpoint()
-            raise StoreError(f"the codec cannot encode the value of {hash!r}: {type(error).__name__}") from error
-        await self._settle(hash, job, b"V" + data)
+            raise
+        finally:
+            # Whoever gets a traceback with the locals of our frames must not get a secret.
+            del value
+        await self._settle(hash, job, said)
 
     async def fail(self, hash: str, error: BaseException, *, job_id: str | None = None) -> None:
         """Settle the job with an error, if it is still this owner's; otherwise nothing happens.
@@ -211,13 +223,23 @@ class RedisDedupeStore(Generic[T]):
         check_error(error)
         job = self._job_of(hash, job_id)
         told = _told(error)
+        said = b"E" + json.dumps([told.type_name, told.message]).encode()
         if job is not None:
+            self._room.owner.check()
             # Before the server knows of it: then it is here for whoever hears of it.
-            now = trio.current_time()
-            while self._errors and next(iter(self._errors.values()))[1] < now:
+            if not self._errors:
+                self._forgetting = trio.CancelScope(shield=True)
+                self._room.owner.start(self._forget_errors, "forgetting errors")
+            self._errors.setdefault(job.encode() + said, (error, trio.current_time() + 2 * self.lease))
+        await self._settle(hash, job, said)
+
+    async def _forget_errors(self) -> None:
+        """Let go of errors that nobody can ask for any more, as long as there are any."""
+        with self._forgetting:
+            while self._errors:
+                await trio.sleep_until(next(iter(self._errors.values()))[1])
                 self._errors.popitem(last=False)
-            self._errors.setdefault(job.encode(), (error, now + 2 * self.lease))
-        await self._settle(hash, job, b"E" + json.dumps([told.type_name, told.message]).encode())
+        self._errors.clear()
 
     def _job_of(self, hash: str, job_id: str | None) -> str | None:
         check_hash(hash)
@@ -265,7 +287,7 @@ class RedisDedupeStore(Generic[T]):
     def heard(self, channel: bytes, message: bytes) -> None:
         """Take a message: an id, and what became of that job."""
         for waiter in self._waiters.get(channel, ()):
-            waiter.heard[message[:32]] = message[32:]
+            waiter.heard[message[:32]] = Encoded(message[32:])
             waiter.woken.set()
 
     def look_again(self) -> None:
@@ -315,7 +337,9 @@ class RedisDedupeStore(Generic[T]):
             for names in batches(await room.names(b"j:", prefix)):
                 channels = [room.key(b"d:", name) for name in names]
                 await room.link.run(WIPE_JOBS, [room.key(b"j:", name) for name in names], stamp, *channels)
-            for names in batches(await room.names(b"o:", prefix)):
+            # Behind the key stands an id: a name may start with the scope where the key is shorter.
+            outcomes = await room.names(b"o:", prefix)
+            for names in batches([name for name in outcomes if name.rpartition(":")[0].startswith(prefix)]):
                 await room.link.run(WIPE_OUTCOMES, [room.key(b"o:", name) for name in names], stamp)
 
         await room.outliving(wipe, "clearing the jobs")

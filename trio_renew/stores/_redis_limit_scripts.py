@@ -4,8 +4,8 @@ Invariants:
 
 * A request is a member of a sorted set, its score the instant at which it was counted, in microseconds of the server.
   It counts while less than the window has passed, to the microsecond.
-* A set is trimmed by the longest window it was ever counted with, so stores with different configs do not cut each
-  other's windows short. That window is the score of the member ``w``, far below any instant.
+* A set is trimmed by the longest window it was ever counted with or is to be kept for, so stores with different
+  configs do not cut each other's windows short. That window is the score of the member ``w``, far below any instant.
 * The formula that divides an adaptive limit is that of ``_policy/capacity.py``; a test holds the two together.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from ._redis_scripts import NOW, Script
 
-__all__ = ("ADAPTIVE", "COOL", "COOLDOWN", "COOLDOWNS", "COUNT", "PLAIN", "TIDY", "WIPE")
+__all__ = ("ADAPTIVE", "COOL", "COOLDOWN", "COOLDOWNS", "COUNT", "KEEP", "PLAIN", "TIDY", "WIPE")
 
 _WINDOW = (
     NOW
@@ -231,6 +231,22 @@ for _, key in ipairs(KEYS) do
   end
 end
 return count
+"""
+)
+
+#: window ... | span: what is counted is kept for at least so long, because somebody's window has become longer
+KEEP = Script(
+    NOW
+    + """
+local span = tonumber(ARGV[1])
+for _, key in ipairs(KEYS) do
+  local keep = call('ZSCORE', key, 'w')
+  if keep and tonumber(keep) < span then
+    call('ZADD', key, int(span), 'w')
+    call('PEXPIRE', key, int(math.max(call('PTTL', key), math.floor(span / 1000) + 2)))
+  end
+end
+return 1
 """
 )
 

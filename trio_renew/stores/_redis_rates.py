@@ -27,7 +27,7 @@ from ._common import (
     check_scope,
     check_text,
 )
-from ._redis_limit_scripts import ADAPTIVE, COOL, COOLDOWN, COOLDOWNS, COUNT, PLAIN, TIDY, WIPE
+from ._redis_limit_scripts import ADAPTIVE, COOL, COOLDOWN, COOLDOWNS, COUNT, KEEP, PLAIN, TIDY, WIPE
 from ._redis_room import batches
 
 if TYPE_CHECKING:
@@ -50,15 +50,29 @@ def _microseconds(seconds: float) -> int:
 class _Rates:
     """What both limits have: configs, cooldowns, and looking after what is counted."""
 
-    __slots__ = ("_configs", "_cooldown_kind", "_default", "_numbers", "_others", "_room", "_session", "_windows")
+    __slots__ = (
+        "_configs",
+        "_cooldown_kind",
+        "_default",
+        "_least",
+        "_numbers",
+        "_others",
+        "_room",
+        "_session",
+        "_windows",
+    )
 
-    def __init__(self, room: Room, cooldown: bytes, windows: Sequence[bytes], others: Sequence[bytes]) -> None:
+    def __init__(
+        self, room: Room, cooldown: bytes, windows: Sequence[bytes], others: Sequence[bytes], least: int = 0
+    ) -> None:
         self._room = room
         self._default = room.options.default_config
         self._configs = dict(room.options.resource_configs)
         self._cooldown_kind = cooldown
         self._windows = windows
         self._others = others
+        #: Microseconds for which requests are kept at least, however short their window is.
+        self._least = least
         self._session = os.urandom(8).hex()
         self._numbers = count()
 
@@ -98,11 +112,16 @@ class _Rates:
         await self._room.link.call(b"DEL", self._room.key(self._cooldown_kind, resource))
 
     async def set_resource_config(self, resource: str, config: RateLimitConfig) -> None:
-        """Give this resource a limit of its own, in this store object; what is counted stays. One checkpoint."""
+        """Give this resource a limit of its own, in this store object; what is counted stays. One round trip.
+
+        Raises:
+          StoreError: The server cannot be asked; then nothing has changed.
+          trio.ClosedResourceError: The stores are closed.
+        """
         check_text("resource", resource)
         check_config(config)
-        self._room.owner.check()
-        await trio.lowlevel.checkpoint()
+        keys = [self._room.key(kind, resource) for kind in self._windows]
+        await self._room.link.run(KEEP, keys, max(_microseconds(config.window), self._least))
         self._configs[resource] = config
 
     async def get_resource_config(self, resource: str) -> RateLimitConfig:
@@ -228,8 +247,8 @@ class RedisAdaptiveRateLimitStore(_Rates):
     __slots__ = ("_arguments",)
 
     def __init__(self, room: Room) -> None:
-        super().__init__(room, b"ac:", (b"au:", b"ab:"), (b"as:",))
         config = room.options.adaptive_config
+        super().__init__(room, b"ac:", (b"au:", b"ab:"), (b"as:",), _microseconds(config.monitoring_window))
         self._arguments: tuple[bytes | int, ...] = (
             repr(attrs.astuple(config)).encode(),
             _microseconds(config.monitoring_window),

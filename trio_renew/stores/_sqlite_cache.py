@@ -16,6 +16,7 @@ from .._errors import StoreError
 from ._common import (
     CacheEntryInfo,
     CacheStats,
+    Encoded,
     check_hash,
     check_page,
     check_scope,
@@ -23,17 +24,17 @@ from ._common import (
     check_text,
     check_ttl,
     check_value,
+    encoded,
 )
 from ._sqlite_schema import immediate, starts_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ..abc import Codec
     from ._common import Options
     from ._sqlite_db import Connection, Database, Look
 
-__all__ = ("SQLiteCacheStore", "encoded")
+__all__ = ("SQLiteCacheStore",)
 
 T = TypeVar("T")
 
@@ -50,24 +51,6 @@ _LIVE_WITH_TAG = f"""SELECT COUNT(*) FROM renew_cache
 _EXPIRED = "ns = ? AND expires_at IS NOT NULL AND expires_at <= ?"
 _REDATE = """UPDATE renew_cache SET expires_at = expires_at - (stored_at - :now), stored_at = :now
     WHERE ns = :ns AND stored_at > :seen"""
-
-
-def encoded(codec: Codec[Any], hash: str, value: object) -> bytes:
-    """Encode a value.
-
-    Raises:
-      StoreError: The codec cannot do it.
-    """
-    try:
-        return _bytes(codec.encode(value))
-    except Exception as exc:
-        raise StoreError(f"the codec cannot encode the value of {hash!r}: {type(exc).__name__}") from exc
-
-
-def _bytes(data: object) -> bytes:
-    if not isinstance(data, (bytes, bytearray)):
-        raise TypeError(f"the codec must encode to bytes, and gave {type(data).__name__}")
-    return bytes(data)
 
 
 class SQLiteCacheStore(Generic[T]):
@@ -94,11 +77,12 @@ class SQLiteCacheStore(Generic[T]):
         """
         key = (self._ns, check_hash(hash))
 
-        def work(connection: Connection, look: Look) -> tuple[bytes, int] | None:
+        def work(connection: Connection, look: Look) -> tuple[Encoded, int] | None:
             row = connection.execute(_FIND, key).fetchone()
             if row is None:
                 return None
-            data, stored_at, expires_at, number = row
+            data, (_, stored_at, expires_at, number) = Encoded(row[0]), row
+            del row, _
             now, seen = look()
             if stored_at > seen:
                 self._redate(connection, now, seen)
@@ -111,7 +95,7 @@ class SQLiteCacheStore(Generic[T]):
         if found is None:
             return None
         try:
-            value: T = self._options.codec.decode(found[0])
+            value: T = self._options.codec.decode(bytes(found[0]))
         except Exception:
             await self._database.run(lambda connection, _: connection.execute(f"{_DROP} AND id = ?", (*key, found[1])))
             return None
@@ -135,6 +119,8 @@ class SQLiteCacheStore(Generic[T]):
         labels = check_tags(tags)
         self._database.owner.check()
         data = self._encode(hash, value)
+        # Whoever gets a traceback with the locals of our frames must not get a secret.
+        del value
         if isinstance(data, StoreError):
             await self._database.run(lambda connection, _: connection.execute(_DROP, key))
             raise data
@@ -233,7 +219,7 @@ class SQLiteCacheStore(Generic[T]):
 
     # --------------------------------------------------------------------------------------------------- our steps
 
-    def _encode(self, hash: str, value: T) -> bytes | StoreError:
+    def _encode(self, hash: str, value: T) -> Encoded | StoreError:
         try:
             data = encoded(self._options.codec, hash, value)
         except StoreError as exc:

@@ -26,9 +26,9 @@ from ._common import (
     check_page,
     check_scope,
     check_text,
+    encoded,
     error_type_name,
 )
-from ._sqlite_cache import encoded
 from ._sqlite_schema import immediate, starts_with
 from ._sqlite_watch import COMPLETED, FAILED, PENDING, Seen, Watch, find_jobs, redate_jobs
 
@@ -66,7 +66,7 @@ class SQLiteDedupeStore(Generic[T]):
         self._database = database
         self._ns = ns
         self._codec = options.codec
-        self.lease = options.lease
+        self.lease: float = options.lease
         self._watch = Watch(database, ns)
         # What this store object came to own by register, and the exceptions that it was given, by job id.
         self._owned: dict[str, str] = {}
@@ -126,10 +126,10 @@ class SQLiteDedupeStore(Generic[T]):
 
         Returns:
           Its value; or an ``Error`` with its error (itself where it was given to this store object, otherwise a
-          :class:`~trio_renew.RemoteFetchError`), with ``JobLost``, or with a ``StoreError`` where the codec cannot
-          decode the value.
+          :class:`~trio_renew.RemoteFetchError`), or with ``JobLost``.
 
         Raises:
+          StoreError: The file cannot be used, or the codec cannot decode the value.
           trio.ClosedResourceError: The bundle closed before it became known.
         """
         where, values = self._which(hash, job_id)
@@ -140,11 +140,10 @@ class SQLiteDedupeStore(Generic[T]):
             found = await self._watch.wait(found.job_id)
         if found.state == COMPLETED:
             try:
-                return outcome.Value(self._codec.decode(found.value))
+                value: T = self._codec.decode(found.value)
             except Exception as exc:
-                problem = StoreError(f"the codec cannot decode the value of {hash!r}: {type(exc).__name__}")
-                problem.__cause__ = exc
-                return outcome.Error(problem)
+                raise StoreError(f"the codec cannot decode the value of {hash!r}: {type(exc).__name__}") from exc
+            return outcome.Value(value)
         if found.state == FAILED:
             return outcome.Error(self._errors.get(found.job_id) or RemoteFetchError(*found.error))
         return outcome.Error(JobLost(f"the job for {hash!r} has no owner, or its outcome is no longer kept"))
@@ -158,6 +157,8 @@ class SQLiteDedupeStore(Generic[T]):
         mine = self._mine(hash, job_id)
         self._database.owner.check()
         data = encoded(self._codec, hash, value)
+        # Whoever gets a traceback with the locals of our frames must not get a secret.
+        del value
         await self._settle(hash, mine, Seen(mine, COMPLETED, value=data), None)
 
     async def fail(self, hash: str, error: BaseException, *, job_id: str | None = None) -> None:
@@ -289,4 +290,5 @@ def _as_text(error: BaseException) -> tuple[str, str]:
     except Exception:
         text = ""
     remote = RemoteFetchError(error_type_name(error), text)
-    return remote.type_name, remote.message
+    # SQLite takes no halves of surrogate pairs.
+    return remote.type_name, remote.message.encode(errors="backslashreplace").decode()

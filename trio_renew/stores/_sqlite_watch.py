@@ -51,7 +51,7 @@ class Seen:
     job_id: str = ""
     state: int = LOST
     left: float = math.inf
-    value: bytes = b""
+    value: bytes = attrs.field(default=b"", repr=False)
     error: tuple[str, str] = ("", "")
 
 
@@ -81,6 +81,8 @@ def find_jobs(connection: Connection, look: Look, where: str, values: tuple[str,
     rows = connection.execute(question, values).fetchall()
     now, seen = look()
     if any(row[2] > seen for row in rows):
+        # A traceback may show the locals of this frame, and a value may be a secret.
+        del rows
         redate_jobs(connection, values[0], look)
         rows = connection.execute(question, values).fetchall()
     return [

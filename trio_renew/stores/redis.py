@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from .._owner import Owner, hosting, owning
 from .._policy.capacity import AdaptiveConfig, RateLimitConfig
 from .._storage import JsonCodec
-from ._common import Options, Stores
+from ._common import Options, Stores, check_text
 from ._redis_address import address_of
 from ._redis_bus import RedisBus
 from ._redis_cache import RedisCacheStore
@@ -49,12 +49,6 @@ T = TypeVar("T")
 RedisStores: TypeAlias = Stores[
     RedisCacheStore[T], RedisDedupeStore[T], RedisRateLimitStore, RedisAdaptiveRateLimitStore
 ]
-
-
-def _check_text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a str, not {value!r}")
-    return value
 
 
 @owning
@@ -114,7 +108,7 @@ async def open_redis_stores(
         adaptive_config=adaptive_config,
     )
     address = address_of(url_or_client)
-    home = _check_text("prefix", prefix).encode() + b"d:"
+    home = (check_text("prefix", prefix) if prefix != "" else prefix).encode() + b"d:"
     owner = Owner("redis stores", None, None)
 
     def heard(channel: bytes, message: bytes) -> None:
@@ -161,8 +155,7 @@ async def open_redis_bus(url_or_client: str | Redis[Any], *, channel: str = "tri
                 ...
     """
     address = address_of(url_or_client)
-    if not _check_text("channel", channel):
-        raise ValueError("channel must not be empty")
+    check_text("channel", channel)
     owner = Owner("redis bus", None, None)
     bus = RedisBus(owner, address, channel.encode())
     async with hosting(owner):
