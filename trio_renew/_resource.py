@@ -14,17 +14,18 @@ Invariants:
 
 from __future__ import annotations
 
+import enum
 import time
 from math import inf
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import trio
 from trio.lowlevel import checkpoint, checkpoint_if_cancelled, enable_ki_protection
 
 from ._errors import FetchTimeout
 from ._events import Cleared, FetchFailed, FetchStarted, FetchSucceeded, StorageFailed
-from ._flight import Flight, current_flights, raise_shared, refuse_reentry
+from ._flight import Flight, current_flights, refuse_reentry
 from ._held import Changes, Held, Status
 from ._owner import Owner, call_user, check_async_function, hosting, owning
 from ._redact import describe_error, secret_texts
@@ -33,7 +34,7 @@ from ._values import Lease, check_seconds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
-    from typing import Literal, NoReturn
+    from typing import Literal
 
     from ._events import Event, Reason
     from .abc import Storage
@@ -42,7 +43,12 @@ __all__ = ("RenewableResource", "open_resource", "open_resource_with")
 
 T = TypeVar("T")
 
-_AGAIN = object()
+
+class _Again(enum.Enum):
+    AGAIN = enum.auto()
+
+
+_AGAIN: Final = _Again.AGAIN
 
 
 def _same(held: object, stale: object) -> bool:
@@ -94,14 +100,16 @@ class RenewableResource(Generic[T]):
             check_async_function("after_claim", after_claim)
         for method in ("get", "set", "clear"):
             if storage is not None and not callable(getattr(storage, method, None)):
-                raise TypeError(f"storage must have async get, set and clear, but {type(storage).__name__} has no {method}")
+                raise TypeError(
+                    f"storage must have async get, set and clear, but {type(storage).__name__} has no {method}"
+                )
         if isinstance(storage, type):
             raise TypeError(f"storage must be a storage, got the class {storage.__name__}: call it")
-        self.fetch_timeout = (
+        self.fetch_timeout: float = (
             inf if fetch_timeout is None else check_seconds("fetch_timeout", fetch_timeout, above=True, allow_inf=True)
         )
-        self.cancel_when_left = when_abandoned == "cancel"
-        self.key = None
+        self.cancel_when_left: bool = when_abandoned == "cancel"
+        self.key: None = None
         self._fetch = fetch
         self._after_claim = after_claim
         self._owner = owner = Owner(name, observe, clock)
@@ -173,7 +181,7 @@ class RenewableResource(Generic[T]):
             if self._fast_thread and time.time() < self._fast_until and not flight.fenced:
                 return self._fast_value  # type: ignore[return-value]
             outcome = self._outcome(flight)
-            held = (await self._obtain()) if outcome is _AGAIN else outcome  # type: ignore[assignment]
+            held = (await self._obtain()) if outcome is _AGAIN else outcome
         return None if held is None else held.value  # type: ignore[return-value]
 
     def get_nowait(self) -> T:
@@ -367,9 +375,9 @@ class RenewableResource(Generic[T]):
             await flight.wait()
             outcome = self._outcome(flight)
             if outcome is not _AGAIN:
-                return outcome  # type: ignore[return-value]
+                return outcome
 
-    def _outcome(self, flight: Flight[T, Held[T]]) -> Held[T] | None | object:
+    def _outcome(self, flight: Flight[T, Held[T]]) -> Held[T] | _Again | None:
         """What a flight that has settled means to somebody who needs the value; _AGAIN: decide again."""
         if self._owner.closed:
             self._owner.refuse()
@@ -650,7 +658,7 @@ async def open_resource_with(
         name=name,
     )
     async with hosting(resource._owner):
-        yield resource
+        yield resource  # noqa: ASYNC119 - @owning makes a context manager of it
 
 
 @owning
@@ -707,4 +715,4 @@ async def open_resource(
         clock=clock,
         name=name,
     ) as resource:
-        yield resource
+        yield resource  # noqa: ASYNC119 - as above
