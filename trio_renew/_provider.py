@@ -23,11 +23,20 @@ from trio.lowlevel import enable_ki_protection
 from ._ask import Ask
 from ._budget import Budget, spend
 from ._errors import BreakerOpen, BudgetExhausted, MintedTokenAlreadyExpired, Unconfigured
-from ._events import BreakerChanged, FetchFailed, FetchStarted, FetchSucceeded, ServedExpired
+from ._events import BreakerChanged, FetchFailed, FetchStarted, ServedExpired
 from ._flight import Flight, raise_shared
 from ._held import Held
 from ._owner import call_user, check_async_function, check_function, hosting, owning
-from ._policy.breaker import BreakerPolicy, Closed, HalfOpen, Open, admit, record_failure, record_success, same_to_observers
+from ._policy.breaker import (
+    BreakerPolicy,
+    Closed,
+    HalfOpen,
+    Open,
+    admit,
+    record_failure,
+    record_success,
+    same_to_observers,
+)
 from ._policy.decision import CacheState, ServeAndRefresh, ServeCached, decide
 from ._policy.schedule import RefreshPolicy, due_at, sample_jitter, soft_expiry
 from ._resource import RenewableResource
@@ -89,8 +98,8 @@ class RefreshingProvider(RenewableResource[T]):
         "_budget",
         "_failures",
         "_fast_alarm",
-        "_interval",
         "_in_use",
+        "_interval",
         "_keep_warm",
         "_last_failure",
         "_looked",
@@ -335,11 +344,14 @@ class RefreshingProvider(RenewableResource[T]):
         return Held(value, issued_at, expires_at=expires_at, due_at=due, good_until=good_until)
 
     def _expiry_of(self, value: T) -> tuple[float | None, float | None]:
+        # Whether it has one only the value knows.
+        given: Any = value
+        expires_at: object
         if self._read_expires_at is not None:
-            expires_at: Any = self._read_expires_at(value)
+            expires_at = self._read_expires_at(value)
         else:
             try:
-                expires_at = value.expires_at  # type: ignore[attr-defined]
+                expires_at = given.expires_at
             except AttributeError:
                 if self._policy.ttl is None:
                     raise TypeError(
@@ -519,8 +531,8 @@ async def open_provider_with(
     after_claim: Callable[[], Awaitable[object]] | None,
     mint: Callable[[], Awaitable[T]],
     *,
-    policy: RefreshPolicy = RefreshPolicy(),  # noqa: B008 - frozen
-    breaker: BreakerPolicy | None = BreakerPolicy(),  # noqa: B008 - frozen
+    policy: RefreshPolicy = RefreshPolicy(),
+    breaker: BreakerPolicy | None = BreakerPolicy(),
     expires_at: Callable[[T], float | None] | None = None,
     eager: bool = True,
     keep_warm: float = 0.0,
@@ -558,7 +570,7 @@ async def open_provider_with(
     if mint is None:
         raise Unconfigured("mint")
     check_async_function("mint", mint)
-    if not isinstance(eager, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(eager, bool):
         raise TypeError(f"eager must be a bool, got {type(eager).__name__}")
     provider: RefreshingProvider[T] = RefreshingProvider(
         mint,
@@ -580,15 +592,15 @@ async def open_provider_with(
         provider._used(provider._clock.now())
         if eager:
             await provider._obtain("initial")
-        yield provider
+        yield provider  # noqa: ASYNC119 - @owning makes a context manager of it
 
 
 @owning
 async def open_provider(
     mint: Callable[[], Awaitable[T]],
     *,
-    policy: RefreshPolicy = RefreshPolicy(),  # noqa: B008 - frozen
-    breaker: BreakerPolicy | None = BreakerPolicy(),  # noqa: B008 - frozen
+    policy: RefreshPolicy = RefreshPolicy(),
+    breaker: BreakerPolicy | None = BreakerPolicy(),
     expires_at: Callable[[T], float | None] | None = None,
     eager: bool = True,
     keep_warm: float = 0.0,
@@ -662,4 +674,4 @@ async def open_provider(
         clock=clock,
         name=name,
     ) as provider:
-        yield provider
+        yield provider  # noqa: ASYNC119 - as above
