@@ -223,7 +223,7 @@ def emit(observe: Callable[[Event], None] | None, *events: Event) -> None:
             _tell(observe, event)
         except Exception:
             logger.exception("an observer raised at %s of %r", type(event).__name__, event.name)
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: ASYNC103 - it is raised below
             interrupt = exc
             if _on_the_way(exc):
                 observe(event)
