@@ -79,7 +79,9 @@ def check_async_function(name: str, function: object, *, takes: str = "no argume
     """
     if inspect.iscoroutine(function):
         function.close()
-        raise TypeError(f"{name} must be an async function, got a coroutine object: pass the function without calling it")
+        raise TypeError(
+            f"{name} must be an async function, got a coroutine object: pass the function without calling it"
+        )
     if not callable(function):
         raise TypeError(f"{name} must be an async function of {takes}, got {type(function).__name__}")
     inner: Any = function
@@ -113,7 +115,7 @@ class Alarm:
 
     def __init__(self, owner: Owner, deadline: float, callback: Callable[[], None]) -> None:
         self._owner = owner
-        self.deadline = deadline
+        self.deadline: float = deadline
         self.callback: Callable[[], None] | None = callback
 
     def cancel(self) -> None:
@@ -166,10 +168,10 @@ class Owner:
         check_function("clock", clock, "a function that returns POSIX seconds")
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a str or None, got {type(name).__name__}")
-        self.name = name
-        self.observe = observe
+        self.name: str | None = name
+        self.observe: Callable[[Event], None] | None = observe
         self.clock = Clock(clock)
-        self.closed = False
+        self.closed: bool = False
         # A dict for its order: what closes first is the same in every run.
         self._closing: dict[Callable[[], None], None] = {}
         self._context: Context = copy_context()
@@ -248,7 +250,7 @@ class Owner:
         crash: BaseException | None = None
         try:
             await work()
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: ASYNC103 - it leaves the owner
             crash = exc
         if crash is not None:
             # Not while it is handled: it would become the context of what the others are woken with.
@@ -358,7 +360,7 @@ async def hosting(owner: Owner) -> AsyncGenerator[None, None]:
         async with trio.open_nursery() as owner._nursery:
             try:
                 yield
-            except BaseException as exc:
+            except BaseException as exc:  # noqa: ASYNC103 - the last of them is raised below
                 problems.append(exc)
             owner.close()
     except BaseExceptionGroup as group:
@@ -366,7 +368,7 @@ async def hosting(owner: Owner) -> AsyncGenerator[None, None]:
         problems.extend(group.exceptions)
     try:
         owner.tell(OwnerClosed(name=owner.name))
-    except BaseException as exc:
+    except BaseException as exc:  # noqa: ASYNC103 - as above
         problems.append(exc)
     if owner._crash is not None:
         problems.append(owner._crash)
@@ -401,7 +403,7 @@ class _Protected(AbstractAsyncContextManager[X], Generic[X]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        return await self._manager.__aexit__(kind, error, traceback)
+        return await self._manager.__aexit__(kind, error, traceback)  # noqa: ASYNC102 - the manager shields what it has to
 
 
 def owning(function: Callable[P, AsyncGenerator[X, None]]) -> Callable[P, AbstractAsyncContextManager[X]]:
