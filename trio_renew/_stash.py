@@ -2,9 +2,9 @@
 
 Invariants:
 
-* Each call runs in a task of the owner's nursery, so that whoever asked may leave. Writes and clears run in the order in
-  which they were asked for: a ``clear`` asked for after a ``set`` always has the last word. The one read comes first,
-  or not at all.
+* Each call runs in a task of the owner's nursery, so that whoever asked may leave. Writes and clears run in the order
+  in which they were asked for: a ``clear`` asked for after a ``set`` always has the last word. The one read comes
+  first, or not at all.
 * A call *settles* (its askers go on) when it ends or after ``timeout`` seconds; the next one waits for its *end*.
 * What fails is reported once and raised nowhere. A KeyboardInterrupt or SystemExit crashes the owner.
 * Closing cancels a read; a write or a clear goes on within its bound, and nobody waits for it but the nursery.
@@ -33,7 +33,18 @@ T = TypeVar("T")
 
 
 class _Call(Generic[T]):
-    __slots__ = ("args", "before", "dismissed", "ended", "operation", "reported", "result", "scope", "settled", "wanted")
+    __slots__ = (
+        "args",
+        "before",
+        "dismissed",
+        "ended",
+        "operation",
+        "reported",
+        "result",
+        "scope",
+        "settled",
+        "wanted",
+    )
 
     def __init__(self, operation: str, args: tuple[Any, ...], before: trio.Event | None) -> None:
         self.operation = operation
