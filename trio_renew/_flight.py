@@ -85,6 +85,7 @@ class Home(Protocol[T, H]):
 
     def accept(self, flight: Flight[T, H], value: T) -> H:
         """Make of a value what can be kept; what it raises makes this a failed fetch."""
+        ...
 
     async def keep(self, flight: Flight[T, H], held: H) -> None:
         """Write it down where it outlives the process; must not raise an Exception."""
@@ -189,32 +190,32 @@ class Flight(Generic[T, H]):
         after_claim: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self._owner = owner
-        self.home = home
+        self.home: Home[T, H] = home
         self.reason: Reason = reason
-        self.generation = generation
-        self.background = background
-        self.after_claim = after_claim
-        self.state = State.CLAIMED
-        self.waiting = 0
-        self.joinable = True
-        self.fenced = False
+        self.generation: int = generation
+        self.background: bool = background
+        self.after_claim: Callable[[], Awaitable[object]] | None = after_claim
+        self.state: State = State.CLAIMED
+        self.waiting: int = 0
+        self.joinable: bool = True
+        self.fenced: bool = False
         self.rejected: H | None = None
         self.stale: object = None
-        self.stored = False
-        self.refused = False
-        self.override = False
-        self.permanent = False
+        self.stored: bool = False
+        self.refused: bool = False
+        self.override: bool = False
+        self.permanent: bool = False
         self.unusable: T | None = None
-        self.answered = False
+        self.answered: bool = False
         self.held: H | None = None
         self.error: BaseException | None = None
         self.started_at: float | None = None
-        self.issued_at = 0.0
+        self.issued_at: float = 0.0
         self._traceback: TracebackType | None = None
         self._context: BaseException | None = None
         self._told_end = False
         self._alarm: Alarm | None = None
-        self.settled = trio.Event()
+        self.settled: trio.Event = trio.Event()
         self._freed: trio.Event | None = None
         self._scope = trio.CancelScope(shield=True)
         owner.on_closing(self._owner_closed)
