@@ -376,12 +376,12 @@ def encoded(codec: Codec[Any], hash: str, value: object) -> Encoded:
     Raises:
       StoreError: The codec cannot do it, or gives no bytes.
     """
+    cause: Exception | None = None
     try:
         data: object = codec.encode(value)
-        problem = None if isinstance(data, (bytes, bytearray)) else f"it gave {type(data).__name__} instead of bytes"
-        if problem is None:
-            return Encoded(cast("bytes", data))
-        cause = None
+        if isinstance(data, (bytes, bytearray)):
+            return Encoded(data)
+        problem = f"it gave {type(data).__name__} instead of bytes"
     except Exception as error:
         problem, cause = type(error).__name__, error
     data = value = None
