@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import attrs
-from anyio import aclose_forcefully, connect_tcp, connect_unix
 from coredis import Redis
 from coredis.connection import TCPLocation, UnixDomainSocketLocation
 from coredis.pool import ConnectionPool, SentinelConnectionPool
@@ -46,17 +46,17 @@ class Address:
             while not (await stream.receive()).endswith(b"\n"):
                 pass
         except BaseException:
-            await aclose_forcefully(stream)
+            await anyio.aclose_forcefully(stream)
             raise
         return stream
 
     async def _open(self) -> ByteStream:
         if isinstance(self.location, UnixDomainSocketLocation):
-            return await connect_unix(self.location.path)
+            return await anyio.connect_unix(self.location.path)
         host, port = self.location.host, self.location.port
         if self.tls is None:
-            return await connect_tcp(host, port)
-        return await connect_tcp(host, port, tls=True, ssl_context=self.tls, tls_standard_compatible=False)
+            return await anyio.connect_tcp(host, port)
+        return await anyio.connect_tcp(host, port, tls=True, ssl_context=self.tls, tls_standard_compatible=False)
 
 
 # Of a client's settings those that say who talks to which database; the others are about its own pool.
