@@ -105,7 +105,7 @@ class RedisCacheStore(Generic[T]):
         try:
             data = self._encode(hash, value)
         except StoreError:
-            await self.delete(hash)
+            await self.delete(hash)  # noqa: ASYNC120 - a cancellation counts for more
             raise
         finally:
             # Whoever gets a traceback with the locals of our frames must not get a secret.
