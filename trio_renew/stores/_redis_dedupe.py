@@ -206,7 +206,7 @@ class RedisDedupeStore(Generic[T]):
         try:
             said = Encoded(b"V" + encoded(self._room.options.codec, hash, value))
         except StoreError:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()  # noqa: ASYNC120 - a cancellation counts for more
             raise
         finally:
             # Whoever gets a traceback with the locals of our frames must not get a secret.
