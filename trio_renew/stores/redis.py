@@ -127,7 +127,7 @@ async def open_redis_stores(
         adaptive=RedisAdaptiveRateLimitStore(room),
     )
     async with hosting(owner):
-        yield stores
+        yield stores  # noqa: ASYNC119 - @owning makes a context manager of it
 
 
 @owning
@@ -161,6 +161,6 @@ async def open_redis_bus(url_or_client: str | Redis[Any], *, channel: str = "tri
     async with hosting(owner):
         await bus.open()
         try:
-            yield bus
+            yield bus  # noqa: ASYNC119 - as above
         finally:
-            await bus.say_farewell()
+            await bus.say_farewell()  # noqa: ASYNC102 - shields itself
