@@ -125,7 +125,10 @@ def _parts(value: object) -> Iterable[object]:
     elif attrs.has(kind):
         names = [field.name for field in attrs.fields(kind)]
     else:
-        return ()
+        # What a plain object was given; its properties are not asked.
+        slots = [base.__dict__.get("__slots__", ()) for base in kind.__mro__]
+        names = [name for given in slots for name in ((given,) if isinstance(given, str) else given)]
+        names += getattr(value, "__dict__", ())
     return [getattr(value, name, None) for name in names]
 
 
