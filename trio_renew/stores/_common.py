@@ -385,7 +385,11 @@ def encoded(codec: Codec[Any], hash: str, value: object) -> Encoded:
     except Exception as error:
         problem, cause = type(error).__name__, error
     data = value = None
-    raise StoreError(f"the codec cannot encode the value of {hash!r}: {problem}") from cause
+    try:
+        raise StoreError(f"the codec cannot encode the value of {hash!r}: {problem}") from cause
+    finally:
+        # No circle of an error, its traceback, and this frame.
+        del cause
 
 
 # ----------------------------------------------------------------------------------------------------------- errors
