@@ -179,7 +179,9 @@ def flight_svg() -> str:
         parts.append(f'<path d="M{sx:.0f},{sy:.0f} Q{cx:.0f},{cy:.0f} {tx:.0f},{ty:.0f}" class="e"/>')
         lx, ly = (sx + 2 * cx + tx) / 4, (sy + 2 * cy + ty) / 4 - 8
         for number, line in enumerate(reversed(broken(name, 44 if far else 18))):
-            parts.append(f'<text x="{lx:.0f}" y="{ly - 15 * number:.0f}" class="l h" text-anchor="middle">{line}</text>')
+            parts.append(
+                f'<text x="{lx:.0f}" y="{ly - 15 * number:.0f}" class="l h" text-anchor="middle">{line}</text>'
+            )
     for state, (x, y) in at.items():
         parts.append(f'<rect x="{x - 55}" y="{y - 20}" width="110" height="40" rx="8" class="n"/>')
         parts.append(f'<text x="{x}" y="{y + 5}" class="b" text-anchor="middle" style="fill:#fff">{state.name}</text>')
@@ -217,13 +219,20 @@ def life_svg() -> str:
     policy = RefreshPolicy()
     grace = attrs.evolve(policy, serve_expired_for=300.0)
     assert isinstance(policy.jitter, float)
-    rows = [(30.0, policy, "30 s"), (120.0, policy, "2 min"), (600.0, policy, "10 min"), (3600.0, grace, "1 h, grace 5 min")]
+    rows = [
+        (30.0, policy, "30 s"),
+        (120.0, policy, "2 min"),
+        (600.0, policy, "10 min"),
+        (3600.0, grace, "1 h, grace 5 min"),
+    ]
     left, width, parts = 130, 640, []
     for number, (life, used, title) in enumerate(rows):
         y = 60 + 62 * number
         first, last = due_at(used, 0.0, life, policy.jitter), due_at(used, 0.0, life, 0.0)
         soft = soft_expiry(used, 0.0, life)
-        assert first is not None and last is not None and soft is not None
+        assert first is not None
+        assert last is not None
+        assert soft is not None
         end = life + used.serve_expired_for
         scale = width / (life * 1.1)
         spans = [(0.0, first, "good"), (first, last, "jitter"), (last, soft, "due"), (soft, life, "leeway")]
@@ -246,7 +255,8 @@ def life_svg() -> str:
         x, y = left + 330 * (number % 2), 320 + 24 * (number // 2)
         parts.append(f'<rect x="{x}" y="{y}" width="16" height="14" class="{kind}"/>')
         parts.append(f'<text x="{x + 24}" y="{y + 12}" class="l">{text}</text>')
-    style = f"{STYLE}.good{{fill:#4c9f70}}.jitter{{fill:#8fbf6a}}.due{{fill:#e0c050}}.leeway{{fill:#e08a3c}}.grace{{fill:#c8553d;opacity:.6}}"
+    style = STYLE + ".good{fill:#4c9f70}.jitter{fill:#8fbf6a}.due{fill:#e0c050}"
+    style += ".leeway{fill:#e08a3c}.grace{fill:#c8553d;opacity:.6}"
     parts.insert(0, f'<text x="{left}" y="20" class="b">seconds since the token was issued</text>')
     return svg(920, 400, style, "".join(parts))
 
