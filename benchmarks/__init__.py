@@ -1,1 +1,1 @@
-"""Benchmarks: ratios against a limit or a peer measured in the same run. ``python -m benchmarks`` prints and writes them."""
+"""Benchmarks: ratios against a limit or a peer measured in one run. ``python -m benchmarks`` prints and writes them."""
