@@ -43,7 +43,7 @@ class Plain:
 
 
 async def hits(rounds: int) -> list[Figure]:
-    """A hit of ours against a method call, and against the hits of the Python peers that can be asked without waiting."""
+    """A hit of ours against a method call, and against hits of the Python peers that can be asked without waiting."""
     peers: dict[str, Callable[[], object]] = {}
     try:
         import cachetools  # type: ignore[import-untyped]
