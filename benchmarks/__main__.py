@@ -16,7 +16,9 @@ import trio
 if TYPE_CHECKING:
     from ._measure import Figure
 
-PARTS = [name for name in ("core", "behaviour", "keyed", "stores", "fleet") if importlib.util.find_spec(f"benchmarks.{name}")]
+PARTS = [
+    name for name in ("core", "behaviour", "keyed", "stores", "fleet") if importlib.util.find_spec(f"benchmarks.{name}")
+]
 
 
 def line(figure: Figure) -> str:
