@@ -29,8 +29,8 @@ DEFECTS = (
     Defect(
         "the claim is not released when the hook does not return",
         "_flight.py",
-        "            self._settle()\n            self._free()\n            raise\n        finally:\n            self.waiting -= 1",
-        "            self._settle()\n            raise\n        finally:\n            self.waiting -= 1",
+        "            self._settle()\n            self._free()\n            raise\n        finally:\n",
+        "            self._settle()\n            raise\n        finally:\n",
     ),
     Defect(
         "those who joined in the handoff window are not woken",
@@ -41,8 +41,8 @@ DEFECTS = (
     Defect(
         "the serving task does not count while it is in the hook",
         "_flight.py",
-        "        self.waiting += 1\n        try:\n            await call_user(\"after_claim\", hook)",
-        "        self.waiting += 0\n        try:\n            await call_user(\"after_claim\", hook)",
+        '        self.waiting += 1\n        try:\n            await call_user("after_claim", hook)',
+        '        self.waiting += 0\n        try:\n            await call_user("after_claim", hook)',
     ),
     Defect(
         "a waiter that leaves is not counted out",
