@@ -658,7 +658,8 @@ async def test_used_in_a_forked_child() -> None:
                 status = 0 if "another thread or process" in str(exc) else 2
             finally:
                 os._exit(status)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        _, status = await trio.to_thread.run_sync(os.waitpid, child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
         assert resource.get_nowait() == "a"
 
 
@@ -763,7 +764,7 @@ async def test_what_is_no_exception_ends_the_owner_and_leaves_as_itself(kind: ty
                 try:
                     await trio.sleep_forever()
                 finally:
-                    raise ValueError("body")  # noqa: B012
+                    raise ValueError("body")
         assert isinstance(caught.value.__context__, ValueError)
     assert [type(error) for error in got] == [trio.ClosedResourceError] * 2
     assert names(events) == ["FetchStarted", "FetchAbandoned", "OwnerClosed"]
@@ -837,7 +838,7 @@ async def test_changes_hand_out_what_is_good_and_each_new_value() -> None:
 
         async def follow(resource: RenewableResource[str]) -> None:
             async for value in resource.changes():
-                seen.append(value)
+                seen.append(value)  # noqa: PERF401 - the others look at it meanwhile
 
         async with open_resource(fetch) as resource:
             nursery.start_soon(follow, resource)
