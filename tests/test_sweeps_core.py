@@ -259,9 +259,7 @@ def test_clear_at_every_step(state: str) -> None:
         fetch = ScriptedFetch(then=Sleep(0.2, Token("a", 60.0)))
         events: list[Event] = []
         shelf = Shelf()
-        async with open_provider(
-            fetch, eager=False, policy=POLICY, observe=events.append, storage=shelf
-        ) as provider:
+        async with open_provider(fetch, eager=False, policy=POLICY, observe=events.append, storage=shelf) as provider:
             opened.append(provider)
             if state != "empty":
                 await provider.get()
