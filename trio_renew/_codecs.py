@@ -45,8 +45,9 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-def _load(text: str) -> Any:
-    return json.loads(text, parse_constant=_refuse_constant)
+# Made once: json.dumps and json.loads with options of their own make them anew for each call.
+_dump = json.JSONEncoder(separators=(",", ":"), default=lambda _: None, skipkeys=True).encode
+_load = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 
 def _check_json(value: object) -> None:
@@ -89,7 +90,7 @@ class JsonCodec:
           TypeError: JSON cannot carry this value, or would give back another one.
         """
         try:
-            text = json.dumps(value, allow_nan=True, separators=(",", ":"), default=lambda _: None, skipkeys=True)
+            text = _dump(value)
         except (ValueError, RecursionError) as error:
             raise TypeError(f"the value cannot be written as JSON: {type(error).__name__}") from None
         _check_json(value)
