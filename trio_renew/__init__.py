@@ -41,10 +41,13 @@ if TYPE_CHECKING:
     from ._held import Changes as Changes, Status as Status
     from ._keyed import (
         CacheStatus as CacheStatus,
+        PoolStatus as PoolStatus,
         ProviderCache as ProviderCache,
+        ProviderPool as ProviderPool,
         clear_provider_caches as clear_provider_caches,
         invalidate_provider as invalidate_provider,
         open_provider_cache as open_provider_cache,
+        open_provider_pool as open_provider_pool,
     )
     from ._policy.backoff import Backoff as Backoff
     from ._policy.breaker import BreakerPolicy as BreakerPolicy, Closed as Closed, HalfOpen as HalfOpen, Open as Open
@@ -102,7 +105,10 @@ _HOMES = {
         "Reason ServedExpired StorageFailed"
     ),
     "._held": "Changes Status",
-    "._keyed": "CacheStatus ProviderCache clear_provider_caches invalidate_provider open_provider_cache",
+    "._keyed": (
+        "CacheStatus PoolStatus ProviderCache ProviderPool clear_provider_caches invalidate_provider "
+        "open_provider_cache open_provider_pool"
+    ),
     "._policy.backoff": "Backoff",
     "._policy.breaker": "BreakerPolicy Closed HalfOpen Open",
     "._policy.capacity": "AdaptiveConfig RateLimitConfig",
@@ -164,8 +170,10 @@ __all__ = (
     "MintedTokenAlreadyExpired",
     "Open",
     "OwnerClosed",
+    "PoolStatus",
     "Priority",
     "ProviderCache",
+    "ProviderPool",
     "RateLimitConfig",
     "RateLimitStats",
     "RateLimitStatus",
@@ -200,6 +208,7 @@ __all__ = (
     "invalidate_provider",
     "open_provider",
     "open_provider_cache",
+    "open_provider_pool",
     "open_resource",
     "static_provider",
     "tiered_refresh_before",

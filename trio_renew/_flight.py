@@ -297,12 +297,16 @@ class Flight(Generic[T, H]):
 
     # The runner
 
+    def go_inside(self) -> None:
+        """Mark the current task, and what it starts from now on, as part of this fetch."""
+        _inside.set((*_inside.get(), ref(self)))
+
     @enable_ki_protection
     async def _run(self) -> None:
         outcome: tuple[T | None] | None = None
         error: Exception | None = None
         try:
-            _inside.set((*_inside.get(), ref(self)))
+            self.go_inside()
             try:
                 with self._scope:
                     if self.background and self.after_claim is not None:

@@ -7,8 +7,8 @@ Invariants:
 * Deciding is one step: the inbox is emptied, the clock is read, the state is read, and the claim is made, without a
   checkpoint in between. After every wait the decision is made again (:meth:`ProviderCache._obtain`).
 * A hit may skip the decision (:meth:`ProviderCache.get_nowait`) in the thread ``_fast_thread``, while the wall clock is
-  not before ``_low`` and the entry is fresh. ``_offset`` is what has to be added to the time line to get the wall clock.
-  As the wall clock may be stepped back, this ends after a second and is found right again by the next hit.
+  not before ``_low`` and the entry is fresh. ``_offset`` is what has to be added to the time line to get the wall
+  clock. As the wall clock may be stepped back, this ends after a second and is found right again by the next hit.
 * Correctness never depends on the sweeper: every call looks at the clock.
 """
 
@@ -35,7 +35,7 @@ from ._rings import Wait, inside, refuse_own
 from ._ttl import check_count, check_fraction, read_ttl
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Hashable, Iterable
     from typing import Literal
 
     from .._events import Event
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ("CacheStatus", "ProviderCache")
 
-K = TypeVar("K")
+K = TypeVar("K", bound="Hashable")
 V = TypeVar("V")
 
 # Seconds for which hits may go by the wall clock alone.
@@ -247,11 +247,14 @@ class ProviderCache(Member[K], Generic[K, V]):
             return await self._obtain(key, waited=False)
         await checkpoint()
         entry = self._live.get(key)
-        if entry is not None and self._low <= (now := time.time()) < entry.stored + entry.fresh + self._offset:
-            if get_ident() == self._fast_thread:
-                self._low = now
-                self._touch(key)
-                return entry.value
+        if (
+            entry is not None
+            and self._low <= (now := time.time()) < entry.stored + entry.fresh + self._offset
+            and get_ident() == self._fast_thread
+        ):
+            self._low = now
+            self._touch(key)
+            return entry.value
         return await self._obtain(key, waited=True)
 
     def get_nowait(self, key: K) -> V:
@@ -266,11 +269,13 @@ class ProviderCache(Member[K], Generic[K, V]):
             entry = self._live[key]
         except KeyError:
             return self._get_nowait(key)
-        if self._low <= (now := time.time()) < entry.stored + entry.fresh + self._offset:
-            if get_ident() == self._fast_thread:
-                self._low = now
-                self._touch(key)
-                return entry.value
+        if (
+            self._low <= (now := time.time()) < entry.stored + entry.fresh + self._offset
+            and get_ident() == self._fast_thread
+        ):
+            self._low = now
+            self._touch(key)
+            return entry.value
         return self._get_nowait(key)
 
     @enable_ki_protection
@@ -339,7 +344,8 @@ class ProviderCache(Member[K], Generic[K, V]):
         if self._owner.closed:
             return False
         self._check()
-        entry = self._live.get(key)  # type: ignore[call-overload]
+        entries: Any = self._live
+        entry: Entry[V] | None = entries.get(key)
         return entry is not None and self._time.now() < entry.deadline
 
     # Deciding
@@ -402,7 +408,7 @@ class ProviderCache(Member[K], Generic[K, V]):
             if flight.error is not None:
                 return self._console(key, flight.error, flight)
             if flight.held is not None:
-                return flight.held.value
+                return flight.held.value  # type: ignore[no-any-return]
 
     def _hit(self, key: K, entry: Entry[V], now: float) -> V:
         self._touch(key)
@@ -441,9 +447,10 @@ class ProviderCache(Member[K], Generic[K, V]):
         return entry.value
 
     def _take(self, key: K, *, background: bool) -> Flight[Any, Any]:
+        home: _Home[K, V] = _Home(self, key)
         flight: Flight[_Answer[V], _Answer[V]] = Flight(
             self._owner,
-            _Home(self, key),
+            home,
             reason="aging" if background else "absent",
             generation=self._generation,
             background=background,
@@ -488,9 +495,7 @@ class ProviderCache(Member[K], Generic[K, V]):
         owner = self._owner
         if owner.observe is not None:
             remaining = None if life == inf or (answer.value is None and not life) else life
-            owner.tell(
-                FetchSucceeded(flight.reason, flight.duration, remaining, generation, name=owner.name, key=key)
-            )
+            owner.tell(FetchSucceeded(flight.reason, flight.duration, remaining, generation, name=owner.name, key=key))
 
     def _failed(self, flight: Flight[Any, Any], key: K, error: BaseException) -> None:
         if self._inbox:
@@ -506,9 +511,7 @@ class ProviderCache(Member[K], Generic[K, V]):
         owner = self._owner
         if owner.observe is not None:
             owner.tell(
-                FetchFailed(
-                    flight.reason, flight.duration, error, remaining, next_attempt_at, name=owner.name, key=key
-                )
+                FetchFailed(flight.reason, flight.duration, error, remaining, next_attempt_at, name=owner.name, key=key)
             )
 
     # Invalidation

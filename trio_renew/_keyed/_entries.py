@@ -18,14 +18,14 @@ from collections import OrderedDict
 from heapq import heapify, heappop, heappush
 from itertools import count
 from math import inf
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Hashable, Iterable
 
 __all__ = ("Entries", "Entry")
 
-K = TypeVar("K")
+K = TypeVar("K", bound="Hashable")
 V = TypeVar("V")
 
 #: How many keys a chunk takes.
@@ -88,7 +88,7 @@ class _Chunk:
     __slots__ = ("keys", "latest", "live", "soonest", "ticket")
 
     def __init__(self) -> None:
-        self.keys: list[object] = []
+        self.keys: list[Any] = []
         #: How many entries belong to it.
         self.live = 0
         #: No deadline of its entries is before the one, or after the other.
@@ -264,7 +264,7 @@ class Entries(Generic[K, V]):
 
     def _visit(self, chunk: _Chunk, horizon: float) -> None:
         """Drop what has ended by ``horizon``, and look anew at what is left."""
-        left: list[object] = []
+        left: list[K] = []
         soonest = inf
         for key, entry in self._entries_of(chunk).items():
             deadline = entry.deadline
@@ -286,9 +286,9 @@ class Entries(Generic[K, V]):
     def _entries_of(self, chunk: _Chunk) -> dict[K, Entry[V]]:
         entries: dict[K, Entry[V]] = {}
         for key in chunk.keys:
-            entry = self.map.get(key)  # type: ignore[call-overload]
+            entry = self.map.get(key)
             if entry is not None and entry.chunk is chunk:
-                entries[key] = entry  # type: ignore[index]
+                entries[key] = entry
         return entries
 
     # Chunks

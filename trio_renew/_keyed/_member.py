@@ -22,20 +22,20 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from .._events import Cleared, StorageFailed, logger
-from .._flight import Flight
 from .._owner import Owner, hosting
 from .._values import check_seconds
 from ._time import Timeline
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Hashable
 
     from .._events import Event
+    from .._flight import Flight
     from ..abc import Bus
 
 __all__ = ("Member", "What", "clear_provider_caches", "hosting_member", "invalidate_provider")
 
-K = TypeVar("K")
+K = TypeVar("K", bound="Hashable")
 What: TypeAlias = Literal["key", "tag", "all"]
 
 _members: dict[int, Member[Any]] = {}
@@ -193,7 +193,7 @@ class Member(Generic[K]):
         self._inbox: deque[_Message] = deque()
         self._bus = bus
         self._ear = _Ear(self)
-        self._generation = 0
+        self._generation: int = 0
         self._flights: dict[K, Flight[Any, Any]] = {}
         #: Flights that were invalidated and go on for those who joined them.
         self._fenced: set[Flight[Any, Any]] = set()

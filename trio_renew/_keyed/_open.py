@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, TypeVar
 from .._owner import owning
 from ._cache import ProviderCache
 from ._member import hosting_member
+from ._pool import ProviderPool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable
+    from contextlib import AbstractAsyncContextManager
     from typing import Literal
 
     from .._events import Event
     from ..abc import Bus
 
-__all__ = ("open_provider_cache", "open_provider_cache_with")
+__all__ = ("open_provider_cache", "open_provider_cache_with", "open_provider_pool")
 
-K = TypeVar("K")
+K = TypeVar("K", bound="Hashable")
 V = TypeVar("V")
 
 
@@ -167,3 +169,69 @@ async def open_provider_cache(
         name=name,
     ) as cache:
         yield cache
+
+
+@owning
+async def open_provider_pool(
+    open_value: Callable[[K], AbstractAsyncContextManager[V, bool | None]],
+    *,
+    ttl: float | bool = True,
+    idle_timeout: float = 300.0,
+    max_entries: int = 100,
+    fetch_timeout: float | None = 30.0,
+    observe: Callable[[Event], None] | None = None,
+    clock: Callable[[], float] | None = None,
+    bus: Bus | None = None,
+    name: str | None = None,
+) -> AsyncGenerator[ProviderPool[K, V], None]:
+    """Keep a pool open around a body: values with a lifetime of their own, by key, opened once for all who want one.
+
+    Each value lives in a task of the pool's nursery, where its context manager is entered and left. Eviction, expiry
+    and invalidation retire a value: its key is free at once, and it closes when its last borrower is gone.
+
+    Leaving is not a cancellation point: it cancels what is opening; then the values close one by one, in reverse order
+    of opening, so that a value may be built on another; borrowers elsewhere are cancelled and get
+    ``trio.ClosedResourceError``. What the body raises leaves as itself, not in a group.
+
+    Args:
+      open_value: A function of the key that returns an async context manager, such as ``open_provider(...)``.
+      ttl: Seconds after which a value is retired, from when it was opened. True: never; False, 0 or less: each value
+        serves only those who wait while it opens.
+      idle_timeout: Seconds after the last return for which a value stays open; 0: it closes at once, infinity: always.
+      max_entries: How many values there may be. Only idle ones are evicted, the least recently used first; what is
+        borrowed may exceed it.
+      fetch_timeout: Seconds that opening may take; None or infinity: no limit.
+      observe: Told every :data:`Event`, with its key, synchronously; must be quick. What it raises is logged.
+      clock: Returns the time in POSIX seconds. None: the wall clock, or the test clock's under ``MockClock``.
+      bus: Carries invalidations to and from the caches and pools of the same name elsewhere; it needs ``name``.
+      name: For events, logs, task names and the bus.
+
+    Yields:
+      The :class:`ProviderPool`.
+
+    Raises:
+      TypeError: An argument has the wrong type; it is named.
+      ValueError: An argument is out of range; it is named. Or there is a bus, but no name.
+
+    Example::
+
+        def open_tenant(tenant_id: str):
+            return open_provider(lambda: mint(tenant_id), name=tenant_id)
+
+        async with open_provider_pool(open_tenant) as pool:
+            async with pool.borrow("acme") as provider:
+                token = await provider.get()
+    """
+    pool: ProviderPool[K, V] = ProviderPool(
+        open_value,
+        ttl=ttl,
+        idle_timeout=idle_timeout,
+        max_entries=max_entries,
+        fetch_timeout=fetch_timeout,
+        observe=observe,
+        clock=clock,
+        bus=bus,
+        name=name,
+    )
+    async with hosting_member(pool):
+        yield pool

@@ -82,7 +82,7 @@ class Wait:
         target = self._target
         if self._flights and _reaches(target, self._flights):
             key = target.home.key
-            raise ReentrantFetchError(f"a ring: {key!r} of {target.home!r} waits, directly or not, for what asks for it")
+            raise ReentrantFetchError(f"a ring: {key!r} of {target.home!r} waits for what asks for it, directly or not")
         for flight in self._flights:
             waits = _waits.setdefault(flight, {})
             waits[target] = waits.get(target, 0) + 1
