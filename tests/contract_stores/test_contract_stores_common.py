@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import traceback
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -443,3 +444,77 @@ def test_a_custom_store_needs_the_methods_of_its_protocol_only(
     for name in sorted(name for name in vars(protocol) if not name.startswith("_")):
         with pytest.raises(ExceptionGroup):
             check_contract(contract(missing=name))
+
+
+def test_bundles_of_different_prefixes_see_nothing_of_each_other(sharing: Engine) -> None:
+    """Whatever is special in a prefix, and whichever is cleared."""
+
+    async def main() -> None:
+        first = sharing.prefix
+        for one_prefix, other_prefix in (("x", "y"), ("X", "x"), ("*", "a"), ("[a]", "a"), ("_", "z"), ("", "é")):
+            sharing.prefix = f"{one_prefix}{first}"
+            async with sharing.open(lease=60.0) as one:
+                sharing.prefix = f"{other_prefix}{first}"
+                async with sharing.open(lease=60.0) as other:
+                    for stores in (one, other):
+                        await stores.cache.set("a", 1, 0, tags=("t",))
+                        assert (await stores.dedupe.register_or_join("a")).is_owner
+                        await stores.rate_limit.record("a")
+                        await stores.adaptive.record("a")
+                        await stores.rate_limit.set_cooldown("a", 9e10)
+                    assert await one.cache.invalidate_tag("t") == 1
+                    for store in (one.cache, one.dedupe, one.rate_limit, one.adaptive):
+                        await store.clear()
+                    assert await other.cache.get("a") == 1
+                    assert await other.dedupe.is_in_progress("a")
+                    assert (await other.rate_limit.list_resources())[0].request_count == 1
+                    assert (await other.adaptive.list_resources())[0].request_count == 1
+                    assert await other.rate_limit.get_cooldown("a") == 9e10
+                    assert await other.cache.invalidate_tag("t") == 1
+                    for store in (other.cache, other.dedupe, other.rate_limit, other.adaptive):
+                        await store.clear()
+
+    sharing.run_alone(main)
+
+
+def test_nothing_is_left_of_what_is_gone(sharing: Engine) -> None:
+    """Tags, indexes, jobs and windows end with what they describe."""
+    lease = sharing.unit / 2
+
+    async def main() -> None:
+        short = RateLimitConfig(10, lease)
+        async with sharing.open(lease=lease, default_config=short) as stores:
+            cache, dedupe = stores.cache, stores.dedupe
+            for ttl in (0, lease):
+                for number in range(4):
+                    await cache.set(f"k{number}", number, ttl, tags=("t", f"t{number}"))
+                await cache.set("k0", 0, ttl, tags=("u",))
+                await cache.invalidate_tag("t1")
+                await cache.delete("k2")
+                if not ttl:
+                    await cache.clear("k")
+            job = await dedupe.register("a")
+            await dedupe.complete("a", 1, job_id=job)
+            await dedupe.register("b")
+            await dedupe.fail("b", ValueError())
+            await dedupe.register("c")
+            for limits in (stores.rate_limit, stores.adaptive):
+                await limits.acquire("a")
+                await limits.set_cooldown("a", (await limits.get_status("x")).reset_at + lease)
+            await stores.adaptive.clear()
+            await sharing.pass_by(lease)
+            for store in (cache, dedupe, stores.rate_limit, stores.adaptive):
+                await store.cleanup()
+            if sharing.kind == "redis":
+                # Until the server's own sweeping is done.
+                await trio.sleep(0.1)
+                assert await cache._room.link.call(b"KEYS", f"{sharing.prefix}*".encode()) == []
+        if sharing.kind == "sqlite":
+            with sqlite3.connect(sharing.place) as file:
+                tables = ("cache", "tags", "jobs", "requests", "cooldowns", "activity")
+                counts = {name: file.execute(f"SELECT COUNT(*) FROM renew_{name}").fetchone()[0] for name in tables}
+                assert counts == dict.fromkeys(tables, 0)
+                assert file.execute("SELECT SUM(items), SUM(bytes) FROM renew_usage").fetchone() == (0, 0)
+            file.close()
+
+    sharing.run_alone(main)

@@ -419,3 +419,64 @@ def test_a_clock_that_goes_back(local: Engine, kind: str) -> None:
 
     config = RateLimitConfig(limit=5, window=60.0)
     local.run(scenario, default_config=config, lease=10.0, clock=lambda: now)
+
+
+def test_history_is_kept_for_the_longer_of_the_two_windows(engine: Engine) -> None:
+    """What is counted does not go with the monitoring window, nor activity with the rate window."""
+    unit = engine.unit
+    short = AdaptiveConfig(monitoring_window=unit, recalculation_interval=unit / 10, min_user_reserved=1)
+    given = {"b": RateLimitConfig(limit=100, window=unit)}
+
+    async def scenario(stores: Any) -> None:
+        limits = stores.adaptive
+        for _ in range(3):
+            assert await limits.acquire("a", "user")
+            assert await limits.acquire("a")
+        await engine.pass_by(unit)
+        assert await limits.acquire("a", "user")
+        await limits.cleanup()
+        status = await limits.get_status("a")
+        assert (status.remaining, status.recent_user_activity) == (93, 1)
+        assert (await limits.list_resources())[0].request_count == 7
+
+    engine.run(scenario, default_config=RateLimitConfig(100, 100 * unit), adaptive_config=short)
+    engine.prefix += "other:"
+    engine.place += ".other" if engine.kind == "sqlite" else ""
+
+    async def the_other_way_round(stores: Any) -> None:
+        limits = stores.adaptive
+        for _ in range(3):
+            await limits.record("b", "user")
+            await limits.record("b")
+        await engine.pass_by(unit)
+        await limits.record("b")
+        await limits.cleanup()
+        status = await limits.get_status("b")
+        assert (status.remaining, status.recent_user_activity) == (99, 3)
+        assert status.reason.startswith("Moderate user activity")
+
+    long = AdaptiveConfig(monitoring_window=100 * unit, recalculation_interval=unit / 10)
+    engine.run(the_other_way_round, resource_configs=given, adaptive_config=long)
+
+
+def test_the_oldest_request_of_either_kind_leaves_first(engine: Engine) -> None:
+    """``reset_at`` says when, and without requests it is now."""
+    unit = engine.unit
+
+    async def scenario(stores: Any) -> None:
+        limits = stores.adaptive
+        start = await now_of(limits)
+        await limits.record("a", "background")
+        await trio.sleep(unit / 4)
+        await limits.record("a", "user")
+        first = (await limits.get_status("a")).reset_at
+        assert start + 2 * unit <= first <= start + 2 * unit + (0 if engine.virtual else 0.1)
+        await trio.sleep(first - await now_of(limits) + (0 if engine.virtual else 0.002))
+        second = (await limits.get_status("a")).reset_at
+        assert first < second
+        assert second - first >= unit / 4 - 1e-5
+        await limits.reset("a")
+        now = await now_of(limits)
+        assert 0 <= (await limits.get_status("a")).reset_at - now < 0.1
+
+    engine.run(scenario, default_config=RateLimitConfig(10, 2 * unit))
