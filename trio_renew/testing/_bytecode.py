@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator
     from types import CodeType
 
 __all__ = ("Exits", "exits_of")
+
+_GOES_ELSEWHERE = ("RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE", "JUMP_FORWARD", "JUMP_BACKWARD")
 
 
 @attrs.frozen
@@ -26,7 +28,7 @@ class Exits:
       leaving: A line begins there with nothing but the call of a context manager's exit. That is where Python comes by
         the line of the ``with`` once more, on the way from its body to ``__exit__``; an exception would skip that.
       unseen: An instruction that does nothing (``pass``, ``try:``) inside of a ``with`` or ``try``. Since it cannot
-        raise, Python leaves it out of the table of handlers; an exception would miss all of them.
+        raise, Python does not care which handler it has in the table; an exception could miss its own.
     """
 
     leaving: frozenset[int]
@@ -39,11 +41,9 @@ def exits_of(code: CodeType) -> Exits:
     leaving = frozenset(step.offset for n, step in enumerate(steps) if _leaves(steps[n : n + 5]))
     # From Python 3.12 on all of a coroutine is in a handler of Python's own, which nobody misses.
     own = {step.offset for step in steps if step.opname == "CALL_INTRINSIC_1"}
-    handlers: dict[int, list[tuple[int, int]]] = {}
-    for start, end, handler in (entry for entry in _handled(code) if entry[2] not in own):
-        handlers.setdefault(handler, []).append((start, end))
-    nothings = [step.offset for step in steps if step.opname == "NOP"]
-    return Exits(leaving, frozenset(offset for offset in nothings if _misses(handlers.values(), offset)))
+    handlers = _Handlers([entry for entry in _handled(code) if entry[2] not in own])
+    unseen = frozenset(step.offset for n, step in enumerate(steps) if step.opname == "NOP" and handlers.miss(steps, n))
+    return Exits(leaving, unseen)
 
 
 def _leaves(ahead: list[dis.Instruction]) -> bool:
@@ -59,10 +59,29 @@ def _leaves(ahead: list[dis.Instruction]) -> bool:
     )
 
 
-def _misses(handlers: Collection[list[tuple[int, int]]], offset: int) -> bool:
-    if any(start <= offset < end for ranges in handlers for start, end in ranges):
-        return False
-    return any(ranges[0][0] <= offset < ranges[-1][1] for ranges in handlers)
+class _Handlers:
+    """Which handler an instruction has, by the table."""
+
+    def __init__(self, entries: list[tuple[int, int, int]]) -> None:
+        self._entries = entries
+        self._reach: dict[int, tuple[int, int]] = {}
+        for start, end, handler in entries:
+            first, last = self._reach.get(handler, (start, end))
+            self._reach[handler] = min(first, start), max(last, end)
+
+    def of(self, offset: int) -> int | None:
+        """Where its handler begins, if it has one."""
+        return next((handler for start, end, handler in self._entries if start <= offset < end), None)
+
+    def miss(self, steps: list[dis.Instruction], n: int) -> bool:
+        """Say whether an instruction that does nothing may be in a block whose handler the table denies it."""
+        here, before = steps[n], steps[n - 1]
+        own = self.of(here.offset)
+        # The end of a block is such an instruction, too, and has the handler of what is around the block. So it is
+        # only safe where it goes on as what was before it, and where that is what was done before it.
+        if before.opname == "NOP" or before.opname in _GOES_ELSEWHERE or self.of(before.offset) != own:
+            return True
+        return own is None and any(first <= here.offset < last for first, last in self._reach.values())
 
 
 def _handled(code: CodeType) -> Iterator[tuple[int, int, int]]:

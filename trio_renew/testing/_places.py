@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import os
 from typing import TYPE_CHECKING
@@ -43,7 +44,11 @@ def of_caller() -> str | None:
 
 def of_function(function: object) -> str | None:
     """Where a function begins; None for one that was not written in Python."""
-    code = getattr(inspect.unwrap(function) if callable(function) else function, "__code__", None)
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function) if callable(function) else function
+    # An object that can be called is written where its class says what a call does.
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
     return None if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 
 

@@ -101,6 +101,7 @@ class Run:
         self.steps = 0
         self.count = 0
         self.open = False
+        self.over = False
         self.struck = False
         self.place: str | None = None
         #: The victim's, while there is one.
@@ -152,6 +153,8 @@ class Run:
         self.tasks.add(self._main_task)
         with self._outer:
             result = await self._guard(self.play(), "the scenario")
+            # What is still there of it, and a victim of the check, are left in peace.
+            self.over, self.open = True, False
             if self.error is None and self.check is not None:
                 await self._guard(self._look(self.check, result), "the check")
 
@@ -202,13 +205,15 @@ class Run:
     # The victim
 
     def announce_victim(self) -> None:
-        """A scenario is about to open a victim of its own."""
+        """A scenario is about to open a victim of its own; or its check is, for which it is a plain scope."""
         self._victims += 1
         if self._victims > 1:
             raise TwoVictims("a scenario has one victim(): this is the second one in this run")
 
     def enter_victim(self, scope: trio.CancelScope) -> None:
         """It has opened it."""
+        if self.over:
+            return
         if self.at is None:
             self.whole = False
         if not self.whole:

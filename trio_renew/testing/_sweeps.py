@@ -80,7 +80,8 @@ def raise_finding(run: Run, *, when: str, again: str, seed: int = 0, step: int |
     if run.struck:
         lines.append(f"  disturbed at {run.place}")
     lines.append(f"  just this one again: {again}")
-    kind = MisusedVictim if isinstance(cause, TwoVictims) else SweepFailure
+    misused = cause is not None and any(isinstance(leaf, TwoVictims) for leaf in leaves(cause))
+    kind = MisusedVictim if misused else SweepFailure
     try:
         raise kind("\n".join(lines), step=step, seed=seed, place=run.place) from cause
     finally:
@@ -281,13 +282,14 @@ def under_schedules(
     """
     __tracebackhide__ = True
     check_functions(scenario=scenario, check=check)
-    if isinstance(seeds, int):
-        check_number("seeds", seeds, 1)
-        chosen = list(range(seeds))
-    else:
+    chosen: list[int]
+    if hasattr(seeds, "__iter__"):
         chosen = list(seeds)
         for seed in chosen:
             check_number("seeds", seed)
+    else:  # or nothing of the kind
+        check_number("seeds", seeds, 1)
+        chosen = list(range(seeds))
     if not chosen:
         raise ValueError("seeds: at least one is needed")
     with _internals.borrowed_state("under_schedules") as seed_all:
