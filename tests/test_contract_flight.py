@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import signal
 import traceback
 import weakref
 from contextlib import asynccontextmanager
@@ -26,7 +27,7 @@ from trio_renew import (
     open_provider,
     open_resource,
 )
-from trio_renew._owner import Owner
+from trio_renew._owner import Owner, hosting
 from trio_renew.lowlevel import open_provider_with, open_resource_with
 from trio_renew.testing import Block, Handoff, ScriptedFetch, Sleep, Stubborn, Token, until
 
@@ -872,6 +873,125 @@ def test_used_from_another_run_in_the_same_thread() -> None:
 
 
 # Closing
+
+
+@pytest.mark.parametrize("body", [None, Down()])
+def test_an_interrupt_while_closing(body: Exception | None) -> None:
+    @trio.lowlevel.enable_ki_protection
+    async def interrupt() -> None:
+        await trio.sleep(2.0)
+        signal.raise_signal(signal.SIGINT)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(interrupt)
+            async with open_resource(fetch) as resource:
+                with trio.move_on_after(1.0):
+                    await resource.get()
+                if body is not None:
+                    raise body
+
+    fetch = ScriptedFetch(Stubborn(5.0, "a"))
+    with pytest.raises(BaseExceptionGroup) as info:
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert [type(error) for error in info.value.exceptions] == [KeyboardInterrupt]
+    assert info.value.exceptions[0].__context__ is body
+    assert fetch.running == 0
+
+
+async def test_a_crash_whose_context_is_the_bodys_exception_makes_no_ring() -> None:
+    mine = Down("of the body")
+    crash = Wild()
+
+    async def fetch() -> str:
+        try:
+            try:
+                raise mine
+            except Down:
+                raise LookupError  # noqa: B904 - the context is what is looked at
+        except LookupError:
+            raise crash  # noqa: B904
+
+    with pytest.raises(Wild):
+        async with open_resource(fetch) as resource:
+            with trio.CancelScope(shield=True), pytest.raises(trio.ClosedResourceError):
+                await resource.get()
+            raise mine
+    links = []
+    link: BaseException | None = crash
+    while link is not None:
+        assert link not in links
+        links.append(link)
+        link = link.__context__
+    assert mine in links
+
+
+async def test_a_body_whose_exception_comes_from_the_crash_makes_no_ring() -> None:
+    crash = Wild()
+
+    async def fetch() -> str:
+        raise crash
+
+    with pytest.raises(Wild):
+        async with open_resource(fetch) as resource:
+            with pytest.raises(trio.ClosedResourceError):
+                await resource.get()
+            mine = Down()
+            mine.__context__ = LookupError()
+            mine.__context__.__context__ = crash
+            raise mine
+    assert crash.__context__ is mine
+    assert mine.__context__ is not None
+    assert mine.__context__.__context__ is None
+
+
+@both
+async def test_a_runner_that_cannot_start_leaves_no_claim(kind: str) -> None:
+    class NoNursery:
+        def start_soon(self, *args: object, **kwargs: object) -> None:
+            raise MemoryError
+
+    async with opened(kind, ScriptedFetch(Value())) as resource:
+        owner = resource._owner
+        nursery, owner._nursery = owner._nursery, NoNursery()
+        for call in (resource.get, resource.lease, resource.refresh):
+            with pytest.raises(MemoryError):
+                await call()
+            assert not resource.status().fetching
+        owner._nursery = nursery
+        assert isinstance(await resource.get(), Value)
+
+
+async def test_many_alarms_that_are_off_take_no_room(autojump_clock: MockClock) -> None:
+    rung: list[float] = []
+    owner = Owner(None, None, None)
+    async with hosting(owner):
+        alarms = [owner.alarm(float(n), lambda: rung.append(trio.current_time())) for n in range(1, 1001)]
+        for alarm in alarms[1:-1]:
+            alarm.cancel()
+            alarm.cancel()
+        assert len(owner._alarms) < 200
+        await trio.sleep(2000.0)
+    assert rung == [1.0, 1000.0]
+
+
+async def test_a_fetch_that_holds_up_the_loop_past_its_deadline(autojump_clock: MockClock) -> None:
+    async def fetch() -> str:
+        autojump_clock.jump(6.0)
+        return "late"
+
+    async def fails() -> str:
+        autojump_clock.jump(6.0)
+        raise Down
+
+    async with open_resource(fetch, fetch_timeout=5.0) as resource:
+        with pytest.raises(FetchTimeout):
+            await resource.get()
+        await wait_all_tasks_blocked()
+        assert await resource.get() == "late"
+    async with open_resource(fails, fetch_timeout=5.0) as resource:
+        with pytest.raises(FetchTimeout):
+            await resource.get()
 
 
 async def test_the_body_uses_it_while_it_is_cancelled_or_raising(autojump_clock: MockClock) -> None:

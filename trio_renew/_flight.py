@@ -276,8 +276,6 @@ class Flight(Generic[T, H]):
         """Wait until the next flight may be claimed; False after ``fetch_timeout`` seconds of waiting."""
         if self._freed is None:
             self._freed = trio.Event()
-            if self.state is State.DONE:
-                self._freed.set()
         with trio.move_on_after(self.home.fetch_timeout):
             await self._freed.wait()
             return True

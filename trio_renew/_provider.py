@@ -482,8 +482,7 @@ class RefreshingProvider(RenewableResource[T]):
             if until - now < 10 * _MARGIN:
                 return
             # The wall clock may be stepped back; the alarm goes by Trio's.
-            if self._fast_alarm is not None:
-                self._fast_alarm.cancel()
+            self._slow_down()
             self._fast_alarm = self._owner.alarm(trio.current_time() + (until - now) - _MARGIN, self._slow_down)
         self._fast_value = held.value
         self._fast_until = until

@@ -564,8 +564,7 @@ class RenewableResource(Generic[T]):
         await self._stash.read(self._accept_stored)
 
     def _accept_stored(self, value: T) -> None:
-        if self._held is None:
-            self._commit(self._from_storage(value))
+        self._commit(self._from_storage(value))
 
     def _from_storage(self, value: T) -> Held[T]:
         return Held(value, self._clock.now())
