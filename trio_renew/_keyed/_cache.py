@@ -584,7 +584,7 @@ class ProviderCache(Member[K], Generic[K, V]):
     async def _sweep(self) -> None:
         with trio.CancelScope(shield=True):
             # One piece at a time: nobody has to wait for all of it.
-            while not self._owner.closed and self._entries.sweep(self._time.last()):
+            while not self._owner.closed and self._entries.sweep(self._time.last()):  # noqa: ASYNC110 - it works, not waits
                 await checkpoint()
         self._sweeping = False
         self._watch()
