@@ -173,12 +173,12 @@ class Member(Generic[K]):
         bus: Bus | None,
         name: str | None,
     ) -> None:
-        self.fetch_timeout = (
+        self.fetch_timeout: float = (
             float("inf")
             if fetch_timeout is None
             else check_seconds("fetch_timeout", fetch_timeout, above=True, allow_inf=True)
         )
-        self.cancel_when_left = cancel_when_left
+        self.cancel_when_left: bool = cancel_when_left
         for method in ("attach", "detach", "publish"):
             if bus is not None and not callable(getattr(bus, method, None)):
                 raise TypeError(f"bus must have attach, detach and publish, but {type(bus).__name__} has no {method}")
@@ -379,7 +379,7 @@ class Member(Generic[K]):
     def _catch_up(self) -> None:
         try:
             self._empty_inbox()
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: ASYNC103 - it leaves the owner
             # An interrupted observer: raised here, it would end the run as Trio's own failure.
             self._owner.crash(exc)
 
