@@ -165,7 +165,7 @@ class Borrow(AbstractAsyncContextManager[V, bool | None], Generic[K, V]):
             return False
         # The block was cancelled by us: its value is of no use any more.
         if resident.phase is Phase.CRASHED:
-            await resident.gone.wait()
+            await resident.gone.wait()  # noqa: ASYNC102 - the block ended by our own cancellation
             if resident.error is not None:
                 own = resident.error.__context__
                 try:
