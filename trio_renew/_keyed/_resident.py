@@ -90,8 +90,8 @@ async def _close(manager: object, problem: BaseException | None) -> BaseExceptio
     """Leave a context manager as ``async with`` does; gives what comes out of it."""
     try:
         suppressed = await _exit(manager, problem)
-    except BaseException as exc:
-        return exc
+    except BaseException as exc:  # noqa: ASYNC103 - it is raised in the end
+        return exc  # noqa: ASYNC104 - as above
     return None if suppressed else problem
 
 
@@ -164,16 +164,16 @@ class Resident(Generic[K, V]):
         self._returned: trio.Event | None = None
         #: Whether somebody had it, or was about to get it, when it crashed.
         self._told = False
-        self.key = key
+        self.key: K = key
         self.flight: Flight[Any, Any] | None = flight
-        self.phase = Phase.OPENING
-        self.stored = 0.0
-        self.idle_since = 0.0
-        self.retired = False
+        self.phase: Phase = Phase.OPENING
+        self.stored: float = 0.0
+        self.idle_since: float = 0.0
+        self.retired: bool = False
         self.borrows: dict[Borrow[Any, V], None] = {}
         self.error: BaseException | None = None
-        self.opened = trio.Event()
-        self.gone = trio.Event()
+        self.opened: trio.Event = trio.Event()
+        self.gone: trio.Event = trio.Event()
 
     # For the pool
 
@@ -254,8 +254,8 @@ class Resident(Generic[K, V]):
                 problem = await self._live()
                 if problem is not None:
                     raise problem
-        except BaseException as exc:
-            return exc
+        except BaseException as exc:  # noqa: ASYNC103 - it is raised in the end
+            return exc  # noqa: ASYNC104 - as above
         finally:
             del problem
         return None
@@ -270,7 +270,7 @@ class Resident(Generic[K, V]):
             manager = _make(self._open_value, self.key)
             _check_manager(manager)
             await _enter(manager, entered)
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: ASYNC103 - as above
             problem = exc
         if not entered:
             return problem
@@ -292,7 +292,7 @@ class Resident(Generic[K, V]):
         problem: BaseException | None = None
         try:
             await self._leave.wait()
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: ASYNC103 - as above
             problem = exc
         if problem is not None:
             self.phase = Phase.CRASHED
