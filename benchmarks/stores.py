@@ -160,7 +160,7 @@ class Bare:
 
 async def sqlite(rounds: int) -> list[Figure]:
     """Operations on a file against the same statements in a bare hop."""
-    number = 250
+    number = 100
     same: list[dict[str, str]] = [{}] * number
     with tempfile.TemporaryDirectory() as folder:
         async with open_sqlite_stores(f"{folder}/ours.db", default_config=LIMIT) as stores:
@@ -203,7 +203,7 @@ async def sqlite(rounds: int) -> list[Figure]:
                     "complete": lambda: per_await(complete, number),
                     "complete: a bare hop": lambda: bare.replay(for_complete, at, bare_jobs),
                 },
-                rounds,
+                4 * rounds,
             )
             bare.connection.close()
     names = [name for name in seen if ":" not in name]
