@@ -45,8 +45,12 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
+def _null(value: object) -> None:
+    return None
+
+
 # Made once: json.dumps and json.loads with options of their own make them anew for each call.
-_dump = json.JSONEncoder(separators=(",", ":"), default=lambda _: None, skipkeys=True).encode
+_dump = json.JSONEncoder(separators=(",", ":"), default=_null, skipkeys=True).encode
 _load = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 
