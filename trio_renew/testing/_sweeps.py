@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 from . import _internals, _places
@@ -15,7 +16,7 @@ from ._report import MisusedVictim, SweepFailure, SweepReport, TwoVictims
 from ._runs import ActingRun, NotAsync, Run, leaves
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable
 
 __all__ = ("cancel_at_every_checkpoint", "do_at_every_checkpoint", "under_schedules")
 
@@ -283,7 +284,7 @@ def under_schedules(
     __tracebackhide__ = True
     check_functions(scenario=scenario, check=check)
     chosen: list[int]
-    if hasattr(seeds, "__iter__"):
+    if isinstance(seeds, Iterable):
         chosen = list(seeds)
         for seed in chosen:
             check_number("seeds", seed)
