@@ -201,7 +201,9 @@ async def growth(rounds: int) -> list[Figure]:
             "ours": [one[1][name] / one[0][name] for one in seen],
             "how a bare dict's grows": [one[3][name] / one[2][name] for one in seen],
         }
-        figures.append(ratio("  growth of that", grown, "ours", "how a bare dict's grows", 1.5, unit="times"))
+        figures.append(
+            ratio(f"1,000,000 keys: {name}, growth", grown, "ours", "how a bare dict's grows", 1.5, unit="times")
+        )
     return figures
 
 
@@ -238,7 +240,7 @@ async def pause(clock: trio.testing.MockClock, number: int, now: Callable[[], in
 
 
 def pauses(rounds: int) -> list[Figure]:
-    """In real time, on a virtual clock: an hour passes in one step. In processor time, too: others have no part in it."""
+    """In real time, while a virtual clock jumps by an hour. And in processor time: others have no part in it."""
     figures: list[Figure] = []
     clocks = (("", time.perf_counter_ns), (", processor time", time.thread_time_ns))
     for which, now in clocks:
@@ -250,7 +252,9 @@ def pauses(rounds: int) -> list[Figure]:
         ours, idle = (statistics.median(longest) for longest in seen.values())
         name = f"100,000 entries expire: longest pause{which}"
         figures.append(Figure(name, ours / 5.0, 1.0, ours * 1000, 5000, "5 ms", "µs"))
-        figures.append(Figure("  when nothing expires", idle / 5.0, None, idle * 1000, 5000, "5 ms", "µs"))
+        figures.append(
+            Figure(f"nothing expires: longest pause{which}", idle / 5.0, None, idle * 1000, 5000, "5 ms", "µs")
+        )
     return figures
 
 

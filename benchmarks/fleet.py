@@ -155,7 +155,7 @@ def starts(workers: list[Worker], places: dict[str, str], rounds: int) -> list[F
             most = max(fetches[engine])
             name = f"{engine}: {size} processes x {TASKS} tasks"
             if engine == "alone":
-                figures.append(Figure(f"{name}: fetches", most, None, most, size, "one per process", unit=""))
+                figures.append(Figure(f"{name}: fetches", most / size, None, most, size, "one per process", unit=""))
                 continue
             figures.append(Figure(f"{name}: fetches", most, 1.0, most, 1, "one", unit=""))
             for what, seen in (("first value", first), ("last value", last)):
