@@ -1,4 +1,4 @@
-"""``python -m benchmarks [core] [behaviour] [keyed] [stores] [fleet]``: print a table, write ``benchmarks.json``."""
+"""``python -m benchmarks [core] [behaviour] [keyed] [stores] [fleet]``: print the figures, and write them as JSON."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import trio
 if TYPE_CHECKING:
     from ._measure import Figure
 
+HERE = Path(__file__).parent
 PARTS = [
     name for name in ("core", "behaviour", "keyed", "stores", "fleet") if importlib.util.find_spec(f"benchmarks.{name}")
 ]
@@ -43,7 +44,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which parts; all by default")
     parser.add_argument("--rounds", type=int, default=7, help="rounds per figure (default 7)")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks.json"), help="where to write the figures")
+    parser.add_argument(
+        "--json", type=Path, default=HERE / "results" / "figures.json", help="where to write the figures"
+    )
     parser.add_argument("--table", type=Path, help="where to write them as a table for the documentation")
     options = parser.parse_args()
     report: dict[str, object] = {"python": platform.python_version(), "trio": trio.__version__}
@@ -56,6 +59,7 @@ def main() -> None:
             print(line(figure), flush=True)
         tables.append(table(part, figures))
         report[part] = [attrs.asdict(figure) | {"met": figure.met} for figure in figures]
+    options.json.parent.mkdir(exist_ok=True)
     options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"written to {options.json}")
     if options.table is not None:
