@@ -55,6 +55,7 @@ class Job:
     Attributes:
       generation: The store's generation in which it was taken.
       draft: The value that it has brought, as text; None before.
+      hurry: Seconds that a call may take, so that two of them end within a lease.
       lost: Somebody else may have it: nothing may be written any more.
       over: Set when the store knows its outcome, or cannot be told.
     """
@@ -72,6 +73,7 @@ class Job:
         "_told",
         "draft",
         "generation",
+        "hurry",
         "lost",
         "over",
     )
@@ -91,6 +93,7 @@ class Job:
         self._flight: Flight[Any, Any] | None = flight
         self._ask = ask
         self._lease = _lease_of(dedupe)
+        self.hurry = min(PATIENCE, self._lease / 2)
         self._reported = False
         self._ask_once = Ask(self._report_once, self._lease)
         self._beating = trio.CancelScope()
@@ -128,8 +131,7 @@ class Job:
         Raises:
           StoreDown: The store cannot be asked.
         """
-        within = min(PATIENCE, self._lease / 2)
-        if not self.lost and not await self._ask_once(self._dedupe, "extend", self._hash, self._id, within=within):
+        if not self.lost and not await self._ask_once(self._dedupe, "extend", self._hash, self._id, within=self.hurry):
             self.lost = True
         return not self.lost
 

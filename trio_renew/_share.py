@@ -316,7 +316,8 @@ class Sharing(Generic[T]):
                 ttl = 0.0 if held.expires_at is None else held.expires_at - self._owner.clock.now()
                 lives = held.expires_at is None or ttl > 0.0
                 if lives and not _is_fenced(flight) and await job.still_ours():
-                    await self._ask(self._share.cache, "set", self.generation.key(job.generation), text, ttl)
+                    key = self.generation.key(job.generation)
+                    await self._ask(self._share.cache, "set", key, text, ttl, within=job.hurry)
             except StoreDown:
                 pass
         job.complete(_FETCHED + text)
