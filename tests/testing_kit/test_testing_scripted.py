@@ -318,3 +318,43 @@ async def test_the_repr_says_how_far_it_is(autojump_clock):
     fetch = ScriptedFetch("hush", "b")
     await fetch()
     assert repr(fetch) == "<ScriptedFetch: 1 calls, 0 running, 1 steps left>"
+
+
+async def test_a_call_that_is_leaving_does_not_take_the_release_of_another(autojump_clock):
+    fetch = ScriptedFetch(Block("first"), Block("second"))
+    leaving = trio.CancelScope()
+
+    async def first():
+        with leaving:
+            await fetch()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(first)
+        await fetch.called(1)
+
+        async def second():
+            with trio.fail_after(1):
+                assert await fetch() == "second"
+
+        nursery.start_soon(second)
+        await fetch.called(2)
+        await trio.testing.wait_all_tasks_blocked()
+        leaving.cancel()
+        fetch.release()
+    assert fetch.cancelled == 1
+
+
+async def test_one_that_will_not_leave_can_be_released_at_once(autojump_clock):
+    fetch = ScriptedFetch(Stubborn(3.0, "late"))
+    with trio.CancelScope() as scope:
+
+        async def release():
+            await fetch.called()
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+            fetch.release()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(release)
+            assert await fetch() == "late"
+            assert trio.current_time() == 0.0

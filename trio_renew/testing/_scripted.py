@@ -234,10 +234,11 @@ class ScriptedFetch:
 
     def release(self) -> None:
         """Let the call that waits at a `Block` (or `Stubborn`) go on; of several the oldest. Without one: nothing."""
-        for call in self._live:
-            if call.blocked and not call.wake.is_set():
-                call.wake.set()
-                return
+        blocked = [call for call in self._live if call.blocked and not call.wake.is_set()]
+        # One that was cancelled and has not left yet does not wait any more: it must not take another one's release.
+        waiting = [call for call in blocked if call.wake.statistics().tasks_waiting]
+        for call in (waiting or blocked)[:1]:
+            call.wake.set()
 
     def fail(self, error: BaseException | type[BaseException]) -> None:
         """Make the running call raise now, whatever its step says; of several the oldest. Without one: nothing.
