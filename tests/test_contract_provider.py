@@ -690,6 +690,15 @@ async def test_waiting_for_a_change_or_looking_is_no_use(autojump_clock: MockClo
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("then", [Down(), None, Gone(), Token("b", 50.0)])
+async def test_warmth_does_not_spin(then: Any, autojump_clock: MockClock) -> None:
+    fetch = ScriptedFetch(Token("a", 100.0), then=then)
+    policy = PLAIN(refresh_before=100.0, permanent=(Gone,), permanent_ttl=(0.0, 0.0))
+    async with open_provider(fetch, policy=policy, breaker=None, keep_warm=math.inf):
+        await trio.sleep(50.5)
+    assert fetch.calls == 51
+
+
 async def test_a_cold_value_is_renewed_at_its_next_use(autojump_clock: MockClock) -> None:
     fetch = ScriptedFetch(Token("a", 100.0), Token("b", 100.0))
     async with open_provider(fetch, policy=PLAIN(), keep_warm=10.0) as provider:

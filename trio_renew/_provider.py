@@ -60,6 +60,8 @@ T = TypeVar("T")
 _MARGIN = 0.1
 # Sleeping ends at least this often where the clock may jump while we sleep.
 _LONGEST_SLEEP = 60.0
+# A value that is still due after an attempt is not renewed unasked again before this, whatever the policy allows.
+_PAUSE = 1.0
 # What is used without a refresh in sight has the share looked at this often.
 _LOOK_EVERY = 60.0
 
@@ -104,6 +106,7 @@ class RefreshingProvider(RenewableResource[T]):
         "_last_failure",
         "_looked",
         "_overridden",
+        "_pause",
         "_permanent",
         "_permanent_hold",
         "_policy",
@@ -164,6 +167,7 @@ class RefreshingProvider(RenewableResource[T]):
         self._backoff = _Hold()
         self._put_off = _Hold()
         self._interval = _Hold()
+        self._pause = _Hold()
         self._permanent: tuple[BaseException, TracebackType | None, BaseException | None] | None = None
         self._permanent_hold = _Hold()
         self._overridden = 0
@@ -414,6 +418,9 @@ class RefreshingProvider(RenewableResource[T]):
             self._sharing.release(flight)
         if flight.override and (flight.refused or not flight.answered):
             self._overridden = 0  # an abandoned try was none
+        held, now = self._held, self._clock.last()
+        if held is not None and held.due_at is not None and now >= held.due_at:
+            self._pause.set(now, _PAUSE)
         self._plan()
 
     def _set_back(self, now: float) -> None:
@@ -505,9 +512,12 @@ class RefreshingProvider(RenewableResource[T]):
         if self._owner.closed or held is None or held.due_at is None or self._flight is not None:
             return
         now = self._clock.last()
-        at = max(held.due_at, self._not_before(now), self._next_attempt_at(now) or -inf)
+        at = self._warm_at(held.due_at, now)
         if at < self._in_use.until(now):
             self._warm_alarm = self._owner.alarm(trio.current_time() + self._sleep_for(at - now), self._warm)
+
+    def _warm_at(self, due_at: float, now: float) -> float:
+        return max(due_at, self._not_before(now), self._next_attempt_at(now) or -inf, self._pause.until(now))
 
     def _sleep_for(self, seconds: float) -> float:
         # A given clock, or a wall clock of a suspended machine, may come to the instant sooner than Trio's.
@@ -518,8 +528,7 @@ class RefreshingProvider(RenewableResource[T]):
         held, now = self._held, self._clock.last()
         if held is None or self._flight is not None or held.due_at is None:
             return
-        ready = max(held.due_at, self._not_before(now), self._next_attempt_at(now) or -inf)
-        if now >= ready and now < self._in_use.until(now):
+        if now >= self._warm_at(held.due_at, now) and now < self._in_use.until(now):
             self._refresh_in_background("aging" if now < held.good_until else "expired")
         else:
             self._plan()
