@@ -70,7 +70,8 @@ class _Connection(BaseConnection):
         if not self.usable:
             return False
         try:
-            return self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+            # Trio has made it one that does not block.
+            return self._socket.recv(1, socket.MSG_PEEK) != b""
         except BlockingIOError:
             return True
         except OSError:
