@@ -18,7 +18,7 @@ from ._errors import StoreError
 from ._owner import call_user
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 __all__ = ("PATIENCE", "Ask", "StoreDown", "check_methods", "check_name")
 
@@ -28,6 +28,18 @@ PATIENCE = 5.0
 
 class StoreDown(Exception):
     """A store could not be asked; that was reported. Never leaves the package."""
+
+
+class _Call:
+    """A call and its arguments in a box: a traceback may show the locals of our frames, and they may hold a secret."""
+
+    __slots__ = ("_made",)
+
+    def __init__(self, made: Callable[[], Awaitable[Any]]) -> None:
+        self._made = made
+
+    def __call__(self) -> Awaitable[Any]:
+        return self._made()
 
 
 class Ask:
@@ -60,8 +72,10 @@ class Ask:
           StoreDown: It raised, or took longer than ``within`` seconds.
         """
         try:
+            call = _Call(partial(getattr(store, operation), *args, **options))
+            del args, options
             with trio.move_on_after(within):
-                return await call_user(operation, partial(getattr(store, operation), *args, **options))
+                return await call_user(operation, call)
             error: Exception = StoreError(f"{operation}() took longer than {within:g} s")
         except Exception as exc:
             error = exc

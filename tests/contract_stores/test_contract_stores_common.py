@@ -16,8 +16,11 @@ from trio_renew import (
     AuthTokenCodec,
     JsonCodec,
     RateLimitConfig,
+    Share,
+    StorageFailed,
     StoreError,
     StoreStorage,
+    open_provider,
 )
 from trio_renew.stores.memory import open_memory_stores
 from trio_renew.testing import (
@@ -369,6 +372,29 @@ def test_no_traceback_shows_a_secret_that_the_server_refuses(engine: Engine, ser
             assert SECRET not in shown(caught.value)
 
     engine.run_alone(main)
+
+
+def test_no_traceback_of_a_share_shows_a_secret(engine: Engine) -> None:
+    """What a store refuses is reported, to observers that show everything."""
+    reported: list[tuple[str, str]] = []
+
+    def observe(event: object) -> None:
+        if isinstance(event, StorageFailed):
+            reported.append((event.operation, shown(event.error)))
+
+    async def mint() -> AuthToken:
+        await trio.lowlevel.checkpoint()
+        return AuthToken(SECRET)
+
+    async def scenario(stores: Any) -> None:
+        share = Share(stores.cache, stores.dedupe, "k")
+        async with open_provider(mint, share=share, observe=observe) as provider:
+            assert (await provider.get()).secret.reveal() == SECRET
+
+    # There is room for a generation, and not for a record.
+    engine.run(scenario, max_entry_size_bytes=100)
+    assert [operation for operation, _ in reported] == ["set"]
+    assert SECRET not in reported[0][1]
 
 
 # Storages, and stores of somebody else
