@@ -39,7 +39,7 @@ from trio_renew.lowlevel import open_provider_with
 from trio_renew.testing import Block, Handoff, ScriptedFetch, Sleep, Stubborn, Token, until
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
 PLAIN = partial(RefreshPolicy, jitter=0.0, leeway=0.0, min_interval=0.0, retry=None)
 
@@ -769,6 +769,69 @@ async def test_a_stored_value_that_cannot_be_read_is_reported_and_minted_anew(au
     assert names(events) == ["StorageFailed", "FetchStarted", "FetchSucceeded", "OwnerClosed"]
     assert isinstance(events[0], StorageFailed)
     assert (events[0].operation, type(events[0].error)) == ("get", TypeError)
+
+
+@pytest.mark.parametrize("method", ["get", "lease", "refresh"])
+async def test_a_value_that_expires_while_it_is_written(method: str, autojump_clock: MockClock) -> None:
+    class Slow:
+        async def get(self) -> AuthToken | None:
+            return None
+
+        async def set(self, value: AuthToken) -> None:
+            await trio.sleep(10.0)
+
+        async def clear(self) -> None:
+            raise AssertionError
+
+    fetch = ScriptedFetch(Token("a", 5.0), Token("b", 50.0), then=Token("c", 5.0))
+    async with open_provider(fetch, eager=False, storage=Slow()) as provider:
+        await getattr(provider, method)()
+        assert provider.get_nowait().secret.reveal() == "b"
+        await trio.sleep(50.0)
+        with pytest.raises(MintedTokenAlreadyExpired):
+            await getattr(provider, method)()
+        assert fetch.calls == 4
+
+
+async def test_an_exhausted_iterator_at_opening_leaves_as_itself() -> None:
+    async def no_tokens() -> AsyncGenerator[AuthToken, None]:
+        none: list[AuthToken] = []
+        for token in none:
+            yield token
+
+    caught: BaseException | None = None
+    tokens = no_tokens()
+    try:
+        async with open_provider(tokens.__anext__):
+            raise AssertionError
+    except BaseException as exc:
+        caught = exc
+    assert type(caught) is StopAsyncIteration
+
+
+async def test_a_runtime_error_at_opening_leaves_as_itself() -> None:
+    error = RuntimeError("async generator raised StopAsyncIteration")
+    caught: BaseException | None = None
+    try:
+        async with open_provider(ScriptedFetch(error)):
+            raise AssertionError
+    except BaseException as exc:
+        caught = exc
+    assert caught is error
+
+
+async def test_a_background_hook_may_clear(autojump_clock: MockClock) -> None:
+    async def hook() -> None:
+        if fetch.calls == 1:
+            await provider.clear()
+
+    fetch = ScriptedFetch(then=Token("a", 100.0))
+    async with open_provider_with(hook, fetch, policy=PLAIN()) as provider:
+        await until(provider, "due")
+        provider.get_nowait()
+        await wait_all_tasks_blocked()
+        assert fetch.calls == 2
+        assert not provider.status().held
 
 
 # Arguments

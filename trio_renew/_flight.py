@@ -304,12 +304,12 @@ class Flight(Generic[T, H]):
         outcome: tuple[T | None] | None = None
         error: Exception | None = None
         try:
-            self.go_inside()
             try:
                 with self._scope:
                     if self.background and self.after_claim is not None:
                         await call_user("after_claim", self.after_claim)
                     if self._may_start():
+                        self.go_inside()
                         outcome = (await self.home.fetch(self),)
             except Exception as exc:
                 error = exc

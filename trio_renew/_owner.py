@@ -397,7 +397,18 @@ class _Protected(AbstractAsyncContextManager[X], Generic[X]):
 
     @enable_ki_protection
     async def __aenter__(self) -> X:
-        return await self._manager.__aenter__()
+        try:
+            return await self._manager.__aenter__()
+        except RuntimeError as exc:
+            # What a fetch raised at opening leaves as itself; from a generator this one comes wrapped.
+            wrapped = str(exc) == "async generator raised StopAsyncIteration"
+            if not (wrapped and isinstance(exc.__cause__, StopAsyncIteration)):
+                raise
+            stop = exc.__cause__
+        try:
+            raise stop
+        finally:
+            del stop
 
     @enable_ki_protection
     async def __aexit__(

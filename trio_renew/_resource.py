@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 import trio
 from trio.lowlevel import checkpoint, checkpoint_if_cancelled, enable_ki_protection
 
-from ._errors import FetchTimeout
+from ._errors import FetchTimeout, MintedTokenAlreadyExpired
 from ._events import Cleared, FetchFailed, FetchStarted, FetchSucceeded, StorageFailed
 from ._flight import Flight, current_flights, refuse_reentry
 from ._held import Changes, Held, Status
@@ -334,7 +334,7 @@ class RenewableResource(Generic[T]):
 
         Its one checkpoint comes before the decision where the value is there, and is the waiting where it is not.
         """
-        waited = False
+        waited = spoilt = False
         while True:
             self._owner.check()
             now = self._clock.now()
@@ -376,6 +376,7 @@ class RenewableResource(Generic[T]):
             outcome = self._outcome(flight)
             if outcome is not _AGAIN:
                 return outcome
+            spoilt = self._spoilt(flight, spoilt)
 
     def _outcome(self, flight: Flight[T, Held[T]]) -> Held[T] | _Again | None:
         """What a flight that has settled means to somebody who needs the value; _AGAIN: decide again."""
@@ -403,6 +404,7 @@ class RenewableResource(Generic[T]):
     @enable_ki_protection
     async def _renew(self, stale: T | Lease[T] | None) -> Held[T] | None:
         """Fetch, or join a fetch, or find that somebody has done it already."""
+        spoilt = False
         while True:
             self._owner.check()
             now = self._clock.now()
@@ -438,6 +440,15 @@ class RenewableResource(Generic[T]):
                 continue  # it fetched nothing: that is no answer
             if flight.answered and (flight.held is None or self._still_usable(flight.held, self._clock.now())):
                 return flight.held
+            spoilt = self._spoilt(flight, spoilt)
+
+    def _spoilt(self, flight: Flight[T, Held[T]], before: bool) -> bool:
+        """Whether a value had ended before it could be handed out; a caller does not go on like that."""
+        if flight.held is None:
+            return before
+        if before:
+            raise MintedTokenAlreadyExpired("the fetch brings values that expire before they can be handed out")
+        return True
 
     def _is(self, held: Held[T], stale: T | Lease[T]) -> bool:
         if isinstance(stale, Lease):
