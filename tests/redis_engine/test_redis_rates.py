@@ -83,7 +83,7 @@ async def test_what_seems_to_come_from_the_future_is_dated_now(server: Server, p
         assert await stores.rate_limit.acquire("a") is False
         assert await stores.rate_limit.get_wait_time("a") == pytest.approx(10.0, abs=0.5)
         now = microseconds()
-        server.ask("SET", f"{prefix}rc:a", f"{now + 1_005_000_000} {now + 1_000_000_000}")
+        server.ask("SET", f"{prefix}rc:a", f"0.5 {now + 1_005_000_000} {now + 1_000_000_000}")
         assert await stores.rate_limit.get_cooldown("a") == pytest.approx(now / 1e6 + 5, abs=0.5)
         server.ask("HSET", f"{prefix}as:a", "config", "1", "at", str(now + 10**9))
         assert (await stores.adaptive.get_status("a")).reason.startswith("Initial")

@@ -48,9 +48,16 @@ _COOLING = """
 local function cooling(key)
   local held = call('GET', key)
   if not held then return 0 end
-  local till, since = string.match(held, '^(%d+) (%d+)$')
+  local till, since = string.match(held, ' (%d+) (%d+)$')
   -- A clock that was set back makes a cooldown no longer than it was meant to be.
   return math.max(0, till - math.max(now, since))
+end
+local function ending(key)
+  local left = cooling(key)
+  if left == 0 then return '0' end
+  local given, since = string.match(call('GET', key), '^(%S+) %d+ (%d+)$')
+  -- As it was given, to the last digit, unless it has become another one.
+  return now >= tonumber(since) and given or string.format('%.6f', (now + left) / 1000000)
 end
 """
 
@@ -190,28 +197,22 @@ return 1
 """
 )
 
-#: cooldown | until: the later one stays
+#: cooldown | until, the same in seconds: the later one stays
 COOL = Script(
     NOW
     + _COOLING
     + """
 local till = tonumber(ARGV[1])
 if till > now + cooling(KEYS[1]) then
-  call('SET', KEYS[1], int(till) .. ' ' .. int(now), 'PXAT', int(math.ceil(till / 1000)))
+  local held = ARGV[2] .. ' ' .. int(till) .. ' ' .. int(now)
+  call('SET', KEYS[1], held, 'PXAT', int(math.ceil(till / 1000)))
 end
 return 1
 """
 )
 
-#: cooldown: until; 0 for none
-COOLDOWN = Script(
-    NOW
-    + _COOLING
-    + """
-local left = cooling(KEYS[1])
-return int(left > 0 and now + left or 0)
-"""
-)
+#: cooldown: until, in seconds; 0 for none
+COOLDOWN = Script(NOW + _COOLING + "return ending(KEYS[1])")
 
 #: window, division or cooldown ... | stamp: what was counted, decided or set until then
 WIPE = Script(
@@ -260,16 +261,13 @@ return rows
 """
 )
 
-#: cooldown ...: now, then when each ends; 0 for none
+#: cooldown ...: now, then when each ends, in seconds; 0 for none
 COOLDOWNS = Script(
     NOW
     + _COOLING
     + """
 local rows = {int(now)}
-for i, key in ipairs(KEYS) do
-  local left = cooling(key)
-  rows[i + 1] = int(left > 0 and now + left or 0)
-end
+for i, key in ipairs(KEYS) do rows[i + 1] = ending(key) end
 return rows
 """
 )

@@ -97,14 +97,15 @@ class _Rates:
           until: POSIX seconds on the server's clock. The later one of two stays; one that has passed changes nothing.
         """
         check_text("resource", resource)
-        instant = round(check_instant("until", until) * 1_000_000)
-        await self._room.link.run(COOL, (self._room.key(self._cooldown_kind, resource),), instant)
+        until = check_instant("until", until)
+        key = self._room.key(self._cooldown_kind, resource)
+        await self._room.link.run(COOL, (key,), round(until * 1_000_000), repr(until).encode())
 
     async def get_cooldown(self, resource: str) -> float | None:
         """Give the instant until which this resource is refused; None: it is not. One round trip."""
         check_text("resource", resource)
-        until = int(await self._room.link.run(COOLDOWN, (self._room.key(self._cooldown_kind, resource),)))
-        return until / 1e6 if until else None
+        until = float(await self._room.link.run(COOLDOWN, (self._room.key(self._cooldown_kind, resource),)))
+        return until or None
 
     async def clear_cooldown(self, resource: str) -> None:
         """End the cooldown of this resource, if there is one. One round trip."""
@@ -148,7 +149,7 @@ class _Rates:
                     counts[name] = counts.get(name, 0) + number
         cooldowns = await room.names(self._cooldown_kind)
         _, rows = await room.describe(COOLDOWNS, self._cooldown_kind, cooldowns)
-        ends = {name: int(end) / 1e6 for name, end in rows if int(end)}
+        ends = {name: float(end) for name, end in rows if float(end)}
         return [
             ResourceInfo(name, counts.get(name, 0), config.limit, config.window, ends.get(name))
             for name in sorted({*counts, *ends})

@@ -21,7 +21,7 @@ j:<hash>   string          the job in progress: id (32 digits), made at (16 digi
 o:<hash>:<id> string       the outcome of a job: made at (16 digits), V or E, value or error
 d:<hash>   channel         what happens to jobs: id, then V or E with the outcome, ? (look yourself), L (lost)
 r:<name>   sorted set      a window: requests by instant; the member w has the longest window as its score
-rc:<name>  string          a cooldown: until (digits), a space, set at (digits)
+rc:<name>  string          a cooldown: until as it was given (seconds), until, set at
 au:, ab:   sorted set      the same for an adaptive limit: requests of users, of the background
 as:<name>  hash            how an adaptive limit is divided; it lives until the next recalculation
 ac:<name>  string          a cooldown of an adaptive limit
