@@ -421,22 +421,3 @@ async def test_closing_before_the_read_has_started(autojump_clock: MockClock) ->
                     await trio.lowlevel.checkpoint()
         assert isinstance(got[0], trio.ClosedResourceError)
     assert trio.current_time() == 0.0
-
-
-async def test_what_a_fetch_leaves_behind_may_ask_while_its_value_is_written(autojump_clock: MockClock) -> None:
-    async def left_behind() -> None:
-        await trio.sleep(1.0)
-        await collect(resource.get, got)
-
-    async def fetch() -> str:
-        trio.lowlevel.spawn_system_task(left_behind)
-        return "a"
-
-    got: list[Any] = []
-    shelf = Shelf()
-    shelf.delay["set"] = 2.0
-    async with open_resource(fetch, storage=shelf) as resource:
-        assert await resource.get() == "a"
-        await wait_all_tasks_blocked()
-    # The fetch has returned, so nobody waits for himself: it gets what is being written.
-    assert got == ["a"]
