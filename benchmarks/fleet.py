@@ -43,7 +43,7 @@ SIZES = (2, 8, 32)
 TASKS = 50
 #: Seconds that the source takes.
 FETCH = 0.2
-JOINS = 60
+JOINS = 40
 #: Seconds between being told that somebody waits and completing: not in step with who looks every few milliseconds.
 REST = (0.02, 0.03)
 
@@ -208,7 +208,7 @@ def run(rounds: int) -> list[Figure]:
             worker.tell("cold_start", "alone", "", "", 0.0)
         for worker in workers:
             worker.hear()
-        figures = starts(workers, places, min(rounds, 5))
+        figures = starts(workers, places, min(rounds, 3))
         for engine in ("SQLite", "Valkey"):
             figures += trio.run(joins, workers[0], engine, places[engine], server)
     return figures

@@ -75,7 +75,7 @@ async def memory(rounds: int) -> list[Figure]:
         others = {"cachetools TTLCache": (ttl, 1.0), "cachebox TTLCache (Rust)": (box, None)}
         for name, ours, theirs in (("set", ours_set, their_set), ("get", ours_get, their_get)):
             measures = {"ours": each(ours)} | {who: each(partial(theirs, it)) for who, (it, _) in others.items()}
-            seen = turns(measures, rounds)
+            seen = turns(measures, 5 * rounds)
             for who, (_, goal) in others.items():
                 figures.append(ratio(f"memory {name}_nowait", seen, "ours", who, goal))
 
@@ -87,14 +87,14 @@ async def memory(rounds: int) -> list[Figure]:
 
         waits = await turns_async(
             {
-                "get": lambda: per_await(lambda: cache.get(next(turn)), KEYS),
-                "set": lambda: per_await(lambda: cache.set(next(turn), VALUE, 3600.0), KEYS),
-                "a checkpoint and TTLCache.get": lambda: per_await(partial(checkpoint_and, ttl.get), KEYS),
+                "get": lambda: per_await(lambda: cache.get(next(turn)), KEYS // 10),
+                "set": lambda: per_await(lambda: cache.set(next(turn), VALUE, 3600.0), KEYS // 10),
+                "a checkpoint and TTLCache.get": lambda: per_await(partial(checkpoint_and, ttl.get), KEYS // 10),
                 "a checkpoint and TTLCache.__setitem__": lambda: per_await(
-                    partial(checkpoint_and, lambda key: ttl.__setitem__(key, VALUE)), KEYS
+                    partial(checkpoint_and, lambda key: ttl.__setitem__(key, VALUE)), KEYS // 10
                 ),
             },
-            rounds,
+            10 * rounds,
         )
         figures.append(ratio("memory await set", waits, "set", "a checkpoint and TTLCache.__setitem__", 1.0))
         figures.append(ratio("memory await get", waits, "get", "a checkpoint and TTLCache.get", 1.0))
