@@ -946,6 +946,42 @@ async def test_a_body_whose_exception_comes_from_the_crash_makes_no_ring() -> No
 
 
 @both
+async def test_each_caller_elsewhere_is_told_of_closing(kind: str) -> None:
+    got: list[Any] = []
+    async with trio.open_nursery() as nursery:
+        async with opened(kind, ScriptedFetch(Block(Value()))) as resource:
+            for call in (resource.get, resource.get, resource.lease, resource.refresh, resource.changes().__anext__):
+                nursery.start_soon(collect, call, got)
+            await wait_all_tasks_blocked()
+    ends = sorted(type(end).__name__ for end in got)
+    assert ends == ["ClosedResourceError"] * 4 + ["StopAsyncIteration"]
+
+
+@both
+async def test_an_owner_without_a_thread_refuses_hits(kind: str) -> None:
+    async with opened(kind, ScriptedFetch(Value())) as resource:
+        await resource.get()
+        resource.get_nowait()
+        resource._owner.disown()
+        for call in (resource.get, resource.lease, resource.refresh, resource.clear):
+            with pytest.raises(RuntimeError, match="another thread or process"):
+                await call()
+        with pytest.raises(RuntimeError, match="another thread or process"):
+            resource.get_nowait()
+
+
+async def test_a_partial_function_is_a_fetch() -> None:
+    async def fetch(one: str, two: str) -> str:
+        return one + two
+
+    async with open_resource(partial(partial(fetch, "a"), two="b")) as resource:
+        assert await resource.get() == "ab"
+    with pytest.raises(TypeError, match="synchronous"):
+        async with open_resource(partial(names, [])):  # type: ignore[arg-type]
+            raise AssertionError
+
+
+@both
 async def test_a_runner_that_cannot_start_leaves_no_claim(kind: str) -> None:
     class NoNursery:
         def start_soon(self, *args: object, **kwargs: object) -> None:

@@ -45,10 +45,13 @@ class Wall:
         self.real = time.time
         self.offset = 0.0
         self.looks = 0
+        self.jump_at = 0
         monkeypatch.setattr(time, "time", self)
 
     def __call__(self) -> float:
         self.looks += 1
+        if self.looks == self.jump_at:
+            self.offset += 3600.0
         return self.real() + self.offset
 
 
@@ -108,6 +111,19 @@ async def test_a_suspended_machine_serves_nothing_expired(method: str, monkeypat
         await getattr(provider, "get" if method == "get_nowait" else method)()
         assert source.calls == 2
         assert text(provider.get_nowait()) == "2"
+
+
+async def test_a_machine_suspended_between_checkpoint_and_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall = Wall(monkeypatch)
+    source = Source(wall)
+    async with open_provider(source) as provider:
+        provider.get_nowait()
+        looks = wall.looks
+        for _ in range(2):
+            wall.jump_at = wall.looks + 2  # the first look of the hit is before its checkpoint
+            assert text(await provider.get()) == str(source.calls)
+        assert source.calls == 3
+        assert wall.looks > looks
 
 
 async def test_a_due_value_is_noticed_after_a_step_of_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
