@@ -20,6 +20,7 @@ import trio
 from ._ask import PATIENCE, Ask, StoreDown
 from ._errors import JobLost, RemoteFetchError
 from ._flight import State
+from ._values import Secret
 
 if TYPE_CHECKING:
     from ._flight import Flight
@@ -97,7 +98,7 @@ class Job:
         self._reported = False
         self._ask_once = Ask(self._report_once, self._lease)
         self._beating = trio.CancelScope()
-        self._told: tuple[str, object] | None = None
+        self._told: tuple[str, Secret | Exception | None] | None = None
         self.generation = generation
         self.draft: Draft | None = None
         self.lost = False
@@ -108,7 +109,7 @@ class Job:
         """Whether it has an outcome, or is lost."""
         return self.lost or self._told is not None
 
-    def complete(self, text: str) -> None:
+    def complete(self, text: Secret) -> None:
         """Let those who wait have this."""
         self._settle("complete", text)
 
@@ -120,7 +121,7 @@ class Job:
         """Let one of those who wait take over, at once."""
         self._settle("fail", RemoteFetchError(_GIVEN_UP, "the one who fetched for the others has given it up"))
 
-    def _settle(self, operation: str, outcome: object) -> None:
+    def _settle(self, operation: str, outcome: Secret | Exception) -> None:
         if self._told is None:
             self._told = (operation, outcome)
             self._beating.cancel()
@@ -143,7 +144,14 @@ class Job:
                     await self._beat()
                 if self._told is not None and not self.lost:
                     operation, outcome = self._told
-                    await self._ask(self._dedupe, operation, self._hash, outcome, job_id=self._id)
+                    # Revealed in the call: no local holds the text.
+                    await self._ask(
+                        self._dedupe,
+                        operation,
+                        self._hash,
+                        outcome.reveal() if isinstance(outcome, Secret) else outcome,
+                        job_id=self._id,
+                    )
             except StoreDown:
                 pass  # the peers find out when the lease has run out
             finally:

@@ -4,7 +4,7 @@ Invariants:
 
 * What is written can be read back to an equal value of the same type; a value for which this does not hold is refused
   (``TypeError``) before it is written anywhere.
-* No message shows a value.
+* No message shows a value, and no traceback does that shows the locals of our frames: texts are in boxes there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 
 from ._codecs import AuthTokenCodec, JsonCodec
-from ._values import AuthToken, check_instant
+from ._values import AuthToken, Secret, check_instant
 
 if TYPE_CHECKING:
     from .abc import Codec
@@ -70,23 +70,33 @@ def draft(value: object, codec: Codec[Any] | None) -> Draft:
         return Draft("token" if token else "json", (_TOKEN if token else _JSON).encode(cast(Any, value)).decode())
     kind = type(value).__name__
     try:
-        data = codec.encode(value)
-        back = codec.decode(data)
-        exact = type(back) is type(value) and (type(value).__eq__ is object.__eq__ or bool(back == value))
+        carried = _carry(value, codec)
     except Exception as exc:
         raise TypeError(f"the codec of the share cannot carry a value of type {kind}: {type(exc).__name__}") from exc
-    if not exact:
+    if carried is None:
         raise TypeError(f"a value of type {kind} would come back from the codec of the share as another one")
+    return carried
+
+
+def _carry(value: object, codec: Codec[Any]) -> Draft | None:
+    data = back = None
     try:
-        return Draft("text", data.decode())
-    except UnicodeDecodeError:
-        return Draft("base64", base64.b64encode(data).decode())
+        data = codec.encode(value)
+        back = codec.decode(data)
+        if type(back) is not type(value) or not (type(value).__eq__ is object.__eq__ or back == value):
+            return None
+        try:
+            return Draft("text", data.decode())
+        except UnicodeDecodeError:
+            return Draft("base64", base64.b64encode(data).decode())
+    finally:
+        del data, back
 
 
-def write(value: Draft, issued_at: float, generation: str) -> str:
+def write(value: Draft, issued_at: float, generation: str) -> Secret:
     """Make the text of a record."""
-    fields = {"form": value.form, "value": value.text, "issued_at": issued_at, "generation": generation}
-    return _JSON.encode({**fields, "id": os.urandom(8).hex()}).decode()
+    about = {"form": value.form, "issued_at": issued_at, "generation": generation, "id": os.urandom(8).hex()}
+    return Secret(_JSON.encode({**about, "value": value.text}).decode())
 
 
 def read(text: object, codec: Codec[Any] | None) -> Record:
@@ -96,16 +106,22 @@ def read(text: object, codec: Codec[Any] | None) -> Record:
       ValueError: It is none, or the codec cannot read its value.
     """
     try:
-        fields = _JSON.decode(cast(str, text).encode())
-        data: bytes = fields["value"].encode()
-        form = fields["form"]
-        if form in ("token", "json"):
-            codec = _TOKEN if form == "token" else _JSON
-        elif form == "base64":
-            data = base64.b64decode(data)
-        value = cast("Codec[Any]", codec).decode(data)
-        issued_at = check_instant("issued_at", fields["issued_at"])
-        return Record(value, cast(float, issued_at) + 0.0, fields["generation"], fields["id"], cast(str, text))
+        return _parse(text, codec)
     except Exception as exc:
-        # Its text may hold the value.
-        raise ValueError(f"what the store holds is no record that can be read here: {type(exc).__name__}") from None
+        kind = type(exc).__name__
+    finally:
+        del text
+    raise ValueError(f"what the store holds is no record that can be read here: {kind}")
+
+
+def _parse(text: object, codec: Codec[Any] | None) -> Record:
+    fields = _JSON.decode(cast(str, text).encode())
+    data: bytes = fields["value"].encode()
+    form = fields["form"]
+    if form in ("token", "json"):
+        codec = _TOKEN if form == "token" else _JSON
+    elif form == "base64":
+        data = base64.b64decode(data)
+    value = cast("Codec[Any]", codec).decode(data)
+    issued_at = check_instant("issued_at", fields["issued_at"])
+    return Record(value, cast(float, issued_at) + 0.0, fields["generation"], fields["id"], cast(str, text))

@@ -34,7 +34,7 @@ from ._codecs import check_codec
 from ._errors import FetchTimeout
 from ._generation import Generation
 from ._job import Job, given_up
-from ._values import Lease
+from ._values import Lease, Secret
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -231,7 +231,7 @@ class Sharing(Generic[T]):
                 job.give_up()
             elif record is not None and self._usable(flight, record, before):
                 flight.stored = True
-                job.complete(_FOUND + record.text)
+                job.complete(Secret(_FOUND + record.text))
                 return _Found(record)
             else:
                 return None
@@ -249,22 +249,13 @@ class Sharing(Generic[T]):
           Exception: What the peer's source raised.
         """
         # Part of the fetch: as long as that may take.
-        result: object = await self._ask(self._share.dedupe, "wait_outcome", hash, job_id=job_id, within=inf)
-        if isinstance(result, outcome.Error):
-            if given_up(result.error):
-                return None
-            raise result.error
-        said = cast("outcome.Value[Any]", result).value
-        found = _Found(None)
-        if said != _NOTHING:
-            try:
-                found = _Found(_record.read(said[1:], self._share.codec))
-            except Exception as exc:
-                self._ask.report("wait_outcome", exc)
-                return None
-            record = cast("Record", found.record)
-            fetched = said[0] == _FETCHED
-            if not self._usable(flight, record, None if fetched else record, joined=True):
+        found, fetched = self._heard(
+            await self._ask(self._share.dedupe, "wait_outcome", hash, job_id=job_id, within=inf)
+        )
+        if found is None:
+            return None
+        if found.record is not None:
+            if not self._usable(flight, found.record, None if fetched else found.record, joined=True):
                 return None
             flight.stored = not fetched
         try:
@@ -272,6 +263,24 @@ class Sharing(Generic[T]):
         except StoreDown:
             pass  # what it brought is good all the same
         return found
+
+    def _heard(self, result: object) -> tuple[_Found | None, bool]:
+        """Understand what a peer has said: what it has, and whether it fetched that for this job."""
+        if isinstance(result, outcome.Error):
+            if given_up(result.error):
+                return None, False
+            raise result.error
+        said = cast("outcome.Value[Any]", result).value
+        if said == _NOTHING:
+            return _Found(None), True
+        try:
+            return _Found(_record.read(said[1:], self._share.codec)), said[0] == _FETCHED
+        except Exception as exc:
+            problem = exc.with_traceback(None)
+        finally:
+            del said, result
+        self._ask.report("wait_outcome", problem)
+        return None, False
 
     def _usable(
         self, flight: Flight[T, Held[T]], record: Record, before: Record | None, *, joined: bool = False
@@ -307,7 +316,7 @@ class Sharing(Generic[T]):
         job = self._jobs.get(flight)
         if job is None or job.draft is None or job.settled:
             return
-        text = _record.write(job.draft, held.issued_at, job.generation)
+        record = _record.write(job.draft, held.issued_at, job.generation)
         with trio.CancelScope(shield=True):
             try:
                 if not flight.fenced:
@@ -317,16 +326,16 @@ class Sharing(Generic[T]):
                 lives = held.expires_at is None or ttl > 0.0
                 if lives and not _is_fenced(flight) and await job.still_ours():
                     key = self.generation.key(job.generation)
-                    await self._ask(self._share.cache, "set", key, text, ttl, within=job.hurry)
+                    await self._ask(self._share.cache, "set", key, record.reveal(), ttl, within=job.hurry)
             except StoreDown:
                 pass
-        job.complete(_FETCHED + text)
+        job.complete(Secret(_FETCHED + record.reveal()))
 
     def nothing(self, flight: Flight[T, Held[T]]) -> None:
         """The source has answered: no value."""
         job = self._jobs.get(flight)
         if job is not None:
-            job.complete(_NOTHING)
+            job.complete(Secret(_NOTHING))
 
     def failed(self, flight: Flight[T, Held[T]], error: BaseException) -> None:
         """The flight has failed. What only took too long here may still be tried by the others."""
@@ -348,12 +357,18 @@ class Sharing(Generic[T]):
     async def _read(self, flight: Flight[T, Held[T]]) -> tuple[str, Record | None]:
         within = self._ask.hurry
         generation = await self.generation.look(flight, within=within)
-        text = await self._ask(self._share.cache, "get", self.generation.key(generation), within=within)
+        key = self.generation.key(generation)
+        record = self._stored(await self._ask(self._share.cache, "get", key, within=within))
+        return generation, record if record is not None and record.generation == generation else None
+
+    def _stored(self, text: object) -> Record | None:
         if text is None:
-            return generation, None
+            return None
         try:
-            record = _record.read(text, self._share.codec)
+            return _record.read(text, self._share.codec)
         except ValueError as exc:
-            self._ask.report("get", exc)
-            return generation, None
-        return generation, record if record.generation == generation else None
+            problem = exc.with_traceback(None)
+        finally:
+            del text
+        self._ask.report("get", problem)
+        return None

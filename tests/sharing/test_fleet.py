@@ -138,7 +138,7 @@ def test_stores_that_work(between: Any, failing: float) -> None:
         assert source.made
         most.append(source.most_at_once)
 
-    under_schedules(scenario, seeds=15)
+    under_schedules(scenario, seeds=8)
     assert max(most) == 1
 
 
@@ -147,4 +147,4 @@ def test_stores_that_fail_now_and_then(between: Any) -> None:
         source = await fleet(0.2, 0.2, between)
         assert source.made
 
-    under_schedules(scenario, seeds=15)
+    under_schedules(scenario, seeds=8)

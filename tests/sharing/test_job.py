@@ -12,7 +12,6 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 import trio_renew._ask
 import trio_renew._generation
 import trio_renew._job
-import trio_renew._provider
 import trio_renew._share
 from trio_renew import (
     AuthToken,
@@ -528,7 +527,7 @@ async def test_what_has_been_fetched_is_shared_although_the_owner_crashes(
 ) -> None:
     async with open_memory_stores(lease=4.0) as stores:
         cache, dedupe = between(stores.cache), between(stores.dedupe)
-        cache.trouble["set"] = 2.0
+        cache.trouble["set"] = 1.5
         beats = 0
 
         async def interrupted(*_: Any) -> None:
@@ -612,7 +611,7 @@ def test_interrupted_at_any_line() -> None:
                 await provider.clear()
                 await provider.get()
 
-    modules = (trio_renew._share, trio_renew._job, trio_renew._generation, trio_renew._ask, trio_renew._provider)
+    modules = (trio_renew._share, trio_renew._job, trio_renew._generation, trio_renew._ask)
     interrupt_at_every_line(scenario, within=modules)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import traceback
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -655,6 +656,78 @@ async def test_what_is_no_exception_stays_where_it_is(autojump_clock: MockClock)
                 await wait_all_tasks_blocked()
                 await stores.dedupe.fail("key:first", SystemExit(3), job_id=job.job_id)
     assert [text(token) for token in results] == ["a"]
+
+
+# Secrets
+
+SECRET = "hunter2"
+
+
+def shown(error: BaseException | None) -> str:
+    """All that a curious log shows of an error: the locals of every frame, of its causes and contexts, too."""
+    if error is None:
+        return ""
+    told = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+    return told + shown(error.__cause__) + shown(error.__context__)
+
+
+class Broken:
+    """A codec that cannot read what it has written."""
+
+    def encode(self, value: AuthToken) -> bytes:
+        return value.secret.reveal().encode()
+
+    def decode(self, data: bytes) -> AuthToken:
+        del data
+        raise Down
+
+
+class Changing(Broken):
+    def decode(self, data: bytes) -> AuthToken:
+        return AuthToken(data.decode(), 1.0)
+
+
+@pytest.mark.parametrize("codec", [Broken(), Changing()])
+async def test_no_traceback_shows_what_a_codec_cannot_carry(autojump_clock: MockClock, codec: Any) -> None:
+    async with open_memory_stores() as stores:
+        with pytest.raises(TypeError) as caught:
+            async with open_provider(ScriptedFetch(Token(SECRET, 60.0)), share=share_of(stores, codec=codec)):
+                raise AssertionError("not reached")
+    assert "codec of the share" in shown(caught.value)
+    assert SECRET not in shown(caught.value)
+
+
+async def test_no_traceback_shows_what_cannot_be_read(autojump_clock: MockClock) -> None:
+    told: list[str] = []
+    results: list[Any] = []
+
+    def observe(event: Event) -> None:
+        if isinstance(event, StorageFailed):
+            told.append(shown(event.error))
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, StorageFailed):
+            raise KeyboardInterrupt
+
+    async with open_memory_stores() as stores:
+        await stores.cache.set("key:first", f'{{"value":"{SECRET}"', 0.0)
+        job = await stores.dedupe.register_or_join("key:first")
+        fetch = ScriptedFetch(then=Token("a", 60.0))
+        async with open_provider(fetch, share=share_of(stores), eager=False, observe=observe) as provider:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(into, results, provider.get)
+                await wait_all_tasks_blocked()
+                await stores.dedupe.complete("key:first", SECRET, job_id=job.job_id)
+        assert len(told) == 4
+        assert SECRET not in "".join(told)
+        # Nor does that of an interrupt that strikes there.
+        await stores.cache.set("key:first", SECRET, 0.0)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            async with open_provider(fetch, share=share_of(stores), observe=interrupt):
+                raise AssertionError("not reached")
+        assert "_stored" in shown(caught.value)
+        ours = [part for part in shown(caught.value).split("  File ") if "trio_renew/_" in part.split(",")[0]]
+        assert SECRET not in "".join(ours)
 
 
 # Clocks
