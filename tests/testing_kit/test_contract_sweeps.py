@@ -368,6 +368,23 @@ def test_a_task_that_an_action_starts_is_the_scenarios_and_one_beside_it_is_not(
     assert done == ["scenario", "action", "check"]
 
 
+async def waits_for_ever():
+    await trio.Event().wait()
+
+
+def test_an_action_that_never_ends_is_told_with_its_place():
+    async def scenario():
+        with victim():
+            await trio.sleep(1)
+
+    with pytest.raises(SweepFailure, match="nobody can go on") as caught:
+        do_at_every_checkpoint(scenario, waits_for_ever)
+    where = f"{__file__}:{waits_for_ever.__code__.co_firstlineno + 1}"
+    # The scenario is over by then, and stands nowhere.
+    assert str(caught.value).splitlines()[1] == f"    action at {where}"
+    assert "None" not in str(caught.value)
+
+
 # What leaves as itself, also in the middle
 
 

@@ -267,7 +267,10 @@ class Run:
         """End a run that does not end by itself, by stronger means each time that it is told to."""
         tasks = _internals.living_tasks()
         if self.endless is None:
-            standing = [f"    {self._name(task)} at {_places.of_task(task)}" for task in tasks if task in self.tasks]
+            theirs = self.tasks if self.beside is None else self.tasks | self.beside.child_tasks
+            # Who stands nowhere but in Trio or here only waits for the others.
+            places = [(task, _places.of_task(task)) for task in tasks if task in theirs]
+            standing = [f"    {self._name(task)} at {place}" for task, place in places if place is not None]
             self.endless = "\n".join([why, *standing[:10]])
         self._tellings += 1
         self.most = self.steps + _STEPS_TO_END
