@@ -273,7 +273,8 @@ def importing(rounds: int) -> list[Figure]:
     """
     code = (
         "import time, json; now = time.process_time; import trio; times = [now()]; "
-        "import trio_renew; times.append(now()); trio_renew.open_provider; times.append(now()); print(json.dumps(times))"
+        "import trio_renew; times.append(now()); trio_renew.open_provider; times.append(now()); "
+        "print(json.dumps(times))"
     )
     added: list[float] = []
     used: list[float] = []
