@@ -301,6 +301,10 @@ class Entries(Generic[K, V]):
             self._purge()
             if full.live < _SPARSE:
                 self._dissolve(full)
+        if not chunk.live:
+            # All that it lists has left it, and so may its item have left the heap.
+            chunk.keys.clear()
+            chunk.soonest, chunk.latest = inf, -inf
         chunk.keys.append(key)
         chunk.live += 1
         entry.chunk = chunk
