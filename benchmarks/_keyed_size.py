@@ -245,7 +245,7 @@ def pauses(rounds: int) -> list[Figure]:
     clocks = (("", time.perf_counter_ns), (", processor time", time.thread_time_ns))
     for which, now in clocks:
         seen: dict[int, list[float]] = {100_000: [], 0: []}
-        for _ in range(max(rounds, 5)):
+        for _ in range(min(rounds, 3)):
             for number, longest in seen.items():
                 clock = trio.testing.MockClock()
                 longest.append(trio.run(pause, clock, number, now, clock=clock))

@@ -167,5 +167,5 @@ def run(rounds: int) -> list[Figure]:
     figures += memory()
     figures += trio.run(growth, rounds)
     figures += pauses(rounds)
-    figures += trio.run(storms, min(rounds, 5))
+    figures += trio.run(storms, min(rounds, 3))
     return figures
