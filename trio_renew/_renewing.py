@@ -1,0 +1,492 @@
+"""How a resource that knows time decides: renewed before it is needed, served while the source is down.
+
+Invariants:
+
+* A value is *good* until ``good_until`` (its expiry less the leeway); inside the leeway and ``serve_expired_for`` it
+  is only a consolation (:meth:`Renewing._console`), and each such serving is reported.
+* Background refreshes never raise into a caller. They wait for ``min_interval``, the backoff, a refused budget, a
+  remembered permanent failure and the breaker; a caller who needs a value waits for the last two only.
+* The breaker half-opens when its probe starts, not when it is claimed; single flight makes it one probe. A fenced
+  fetch moves nothing here.
+* Correctness never depends on an alarm: every call looks at the clock.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from random import random
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+from trio.lowlevel import enable_ki_protection
+
+from ._ask import Ask
+from ._budget import Budget, spend
+from ._deciding import Deciding
+from ._errors import BreakerOpen, BudgetExhausted
+from ._events import BreakerChanged, FetchFailed, FetchStarted, ServedExpired
+from ._flight import Flight, raise_shared
+from ._life import judge
+from ._owner import call_user, check_function
+from ._policy.breaker import (
+    BreakerPolicy,
+    Closed,
+    HalfOpen,
+    Open,
+    admit,
+    record_failure,
+    record_success,
+    same_to_observers,
+)
+from ._policy.decision import CacheState, ServeAndRefresh, ServeCached, decide
+from ._policy.schedule import RefreshPolicy
+from ._share import Share, Sharing
+from ._values import check_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import TracebackType
+    from typing import Literal
+
+    from ._events import Event, Reason
+    from ._held import Held
+    from ._owner import Alarm
+    from .abc import Storage
+
+__all__ = ("Renewing",)
+
+T = TypeVar("T")
+
+# A hit may skip the decision until this long before it could come out differently; and not for less than ten times it.
+_MARGIN = 0.1
+# Sleeping ends at least this often where the clock may jump while we sleep.
+_LONGEST_SLEEP = 60.0
+# A value that is still due after an attempt is not renewed unasked again before this, whatever the policy allows.
+_PAUSE = 1.0
+# What is used without a refresh in sight has the share looked at this often.
+_LOOK_EVERY = 60.0
+
+
+class _Hold:
+    """Something that is not allowed before an instant. A clock that goes back does not prolong it beyond its length."""
+
+    __slots__ = ("_length", "_until")
+
+    def __init__(self) -> None:
+        self.lift()
+
+    def lift(self) -> None:
+        self._until = -inf
+        self._length = 0.0
+
+    def set(self, now: float, length: float) -> None:
+        self._until = now + length
+        self._length = length
+
+    def until(self, now: float) -> float:
+        """The instant, whether it has come or not."""
+        if self._until - now > self._length:
+            self._until = now + self._length
+        return self._until
+
+
+class Renewing(Deciding[T]):
+    """What a provider is, without what its users call."""
+
+    __slots__ = (
+        "_ask",
+        "_backoff",
+        "_breaker",
+        "_breaker_policy",
+        "_budget",
+        "_failures",
+        "_fast_alarm",
+        "_in_use",
+        "_interval",
+        "_keep_warm",
+        "_last_failure",
+        "_looked",
+        "_overridden",
+        "_pause",
+        "_permanent",
+        "_permanent_hold",
+        "_policy",
+        "_put_off",
+        "_read_expires_at",
+        "_setbacks",
+        "_sharing",
+        "_warm_alarm",
+    )
+
+    def __init__(
+        self,
+        mint: Callable[[], Awaitable[T | None]],
+        *,
+        policy: RefreshPolicy,
+        breaker: BreakerPolicy | None,
+        expires_at: Callable[[T], float | None] | None,
+        keep_warm: float,
+        after_claim: Callable[[], Awaitable[object]] | None,
+        storage: Storage[Any] | None,
+        share: Share | None,
+        budget: Budget | None,
+        fetch_timeout: float | None,
+        when_abandoned: Literal["finish", "cancel"],
+        observe: Callable[[Event], None] | None,
+        clock: Callable[[], float] | None,
+        name: str | None,
+    ) -> None:
+        if not isinstance(policy, RefreshPolicy):
+            raise TypeError(f"policy must be a RefreshPolicy, got {type(policy).__name__}")
+        if breaker is not None and not isinstance(breaker, BreakerPolicy):
+            raise TypeError(f"breaker must be a BreakerPolicy or None, got {type(breaker).__name__}")
+        check_function("expires_at", expires_at, "a function of the value")
+        if share is not None and not isinstance(share, Share):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"share must be a Share or None, got {type(share).__name__}")
+        if budget is not None and not isinstance(budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"budget must be a Budget or None, got {type(budget).__name__}")
+        super().__init__(
+            mint,
+            after_claim=after_claim,
+            storage=storage,
+            fetch_timeout=fetch_timeout,
+            when_abandoned=when_abandoned,
+            observe=observe,
+            clock=clock,
+            name=name,
+        )
+        self._policy = policy
+        self._breaker_policy = breaker
+        self._breaker: Closed | Open | HalfOpen = Closed(0)
+        self._read_expires_at = expires_at
+        self._keep_warm = check_seconds("keep_warm", keep_warm, allow_inf=True)
+        self._counts_uses = 0.0 < self._keep_warm < inf
+        self._in_use = _Hold()
+        self._last_failure: BaseException | None = None
+        self._failures = 0
+        self._setbacks = 0
+        self._backoff = _Hold()
+        self._put_off = _Hold()
+        self._interval = _Hold()
+        self._pause = _Hold()
+        self._permanent: tuple[BaseException, TracebackType | None, BaseException | None] | None = None
+        self._permanent_hold = _Hold()
+        self._overridden = 0
+        self._fast_alarm: Alarm | None = None
+        self._warm_alarm: Alarm | None = None
+        self._budget = budget
+        self._ask = Ask(self._storage_failed, self.fetch_timeout)
+        self._looked = _Hold()
+        self._sharing: Sharing[T] | None = None
+        if share is not None:
+            self._sharing = Sharing(
+                self._owner,
+                share,
+                appraise=self._appraise,
+                held=lambda: self._held,
+                moved=self._forget_here,
+                ask=self._ask,
+            )
+
+    # Deciding
+
+    def _serve(self, now: float, *, may_wait: bool) -> Held[T] | None:
+        held, flight = self._held, self._flight
+        if held is None:
+            return None
+        state = CacheState(
+            held, held.due_at, flight is not None, self._breaker_at(now), held.good_until, self._not_before(now)
+        )
+        action, _ = decide(state, now)
+        if isinstance(action, ServeAndRefresh):
+            self._refresh_in_background("aging")
+            return None if may_wait and self._policy.due == "one_waits" else held
+        if not isinstance(action, ServeCached):
+            return None
+        if self._sharing is not None and flight is None:
+            self._look_at_share(self._sharing, held, now)
+        return held
+
+    def _look_at_share(self, sharing: Sharing[T], held: Held[T], now: float) -> None:
+        """Notice a ``clear()`` of another process although no refresh is in sight."""
+        overlooked = held.due_at is None or now >= held.due_at or not sharing.generation.known
+        if overlooked and now >= self._looked.until(now):
+            self._looked.set(now, _LOOK_EVERY)
+            sharing.generation.look_soon()
+
+    def _refresh_in_background(self, reason: Reason) -> None:
+        self._take(reason, background=True).launch()
+
+    def _admit(self, now: float, rejected: Held[T] | None) -> bool:
+        self._raise_permanent(now)
+        breaker = self._breaker_at(now)
+        if admit(now, breaker)[0]:
+            return False
+        if rejected is not None and self._overridden != rejected.generation:
+            # The caller knows that what everybody uses is no good: worth one try.
+            self._overridden = rejected.generation
+            return True
+        assert isinstance(breaker, Open)
+        raise BreakerOpen(breaker.until) from self._last_failure
+
+    def _raise_permanent(self, now: float) -> None:
+        if self._permanent is not None:
+            if now < self._permanent_hold.until(now):
+                raise_shared(*self._permanent)
+            self._permanent = None
+
+    def _is_permanent(self, refusal: Exception) -> bool:
+        return self._permanent is not None and refusal is self._permanent[0]
+
+    def _console(self, now: float, *, permanent: bool = False) -> Held[T] | None:
+        held = self._held
+        if held is None or now < held.good_until:
+            return held
+        if permanent:
+            return None
+        assert held.expires_at is not None
+        age = max(0.0, now - held.expires_at)
+        if now >= held.expires_at and not age < self._policy.serve_expired_for:
+            return None
+        self._owner.tell(ServedExpired(age, name=self._owner.name))
+        return held
+
+    def _still_usable(self, held: Held[T], now: float) -> bool:
+        return held.expires_at is None or now < held.expires_at
+
+    def _breaker_at(self, now: float) -> Closed | Open | HalfOpen:
+        policy = self._breaker_policy
+        if policy is not None and isinstance(self._breaker, Open) and self._breaker.until - now > policy.cooldown:
+            self._breaker = Open(now + policy.cooldown)
+        return self._breaker
+
+    def _not_before(self, now: float) -> float:
+        """Before this instant no background refresh starts, whatever the breaker says."""
+        holds = (self._backoff, self._put_off, self._interval, self._permanent_hold)
+        return max(hold.until(now) for hold in holds)
+
+    def _next_attempt_at(self, now: float) -> float | None:
+        holds = (self._backoff, self._put_off, self._permanent_hold)
+        at = max(hold.until(now) for hold in holds)
+        breaker = self._breaker_at(now)
+        if isinstance(breaker, Open):
+            at = max(at, breaker.until)
+        return at if at > now else None
+
+    def _health(self, now: float) -> dict[str, Any]:
+        return {
+            "breaker": None if self._breaker_policy is None else self._breaker,
+            "failures": self._failures,
+            "next_attempt_at": None if self._owner.closed else self._next_attempt_at(now),
+        }
+
+    # What the flight asks
+
+    def flight_starts(self, flight: Flight[T, Held[T]]) -> None:
+        now = flight.issued_at
+        events: list[Event] = []
+        self._interval.set(now, self._policy.min_interval)
+        if not flight.fenced:
+            admitted, breaker = admit(now, self._breaker_at(now))
+            if admitted:
+                events += self._move_breaker(breaker)
+        self._owner.tell(*events, FetchStarted(flight.reason, name=self._owner.name))
+
+    async def fetch(self, flight: Flight[T, Held[T]]) -> T | None:
+        if self._sharing is None:
+            return await self._ask_source(flight)
+        self._looked.set(self._clock.now(), _LOOK_EVERY)
+        return await self._sharing.fetch(flight, lambda: self._ask_source(flight))
+
+    async def _ask_source(self, flight: Flight[T, Held[T]]) -> T | None:
+        if self._budget is not None:
+            wait = await spend(self._budget, "background" if flight.background else "user", self._ask)
+            if wait is not None:
+                now = self._clock.now()
+                if flight.background and not flight.fenced:
+                    self._put_off.set(now, wait)
+                flight.refused = True
+                raise BudgetExhausted(now + wait)
+        return await call_user("mint", self._fetch)
+
+    def accept(self, flight: Flight[T, Held[T]], value: T) -> Held[T]:
+        self._reanchor()
+        arrived = self._clock.now()
+        return judge(self._policy, self._read_expires_at, value, min(flight.issued_at, arrived), arrived)
+
+    async def keep(self, flight: Flight[T, Held[T]], held: Held[T]) -> None:
+        if self._sharing is not None:
+            await self._sharing.publish(flight, held)
+        await super().keep(flight, held)
+
+    def _appraise(self, value: T, issued_at: float) -> Held[T]:
+        """Read the life of a peer's value."""
+        now = self._clock.now()
+        return judge(self._policy, self._read_expires_at, value, min(issued_at, now), now, sample=0.0)
+
+    def flight_succeeded(self, flight: Flight[T, Held[T]], held: Held[T] | None) -> None:
+        events: list[Event] = []
+        if held is None:
+            if self._sharing is not None:
+                self._sharing.nothing(flight)
+            if not flight.fenced:
+                self._set_back(self._clock.last())
+        elif not flight.fenced:
+            self._failures = self._setbacks = 0
+            self._backoff.lift()
+            self._put_off.lift()
+            self._forget_permanent()
+            self._last_failure = None
+            events += self._move_breaker(record_success(self._breaker))
+        self._owner.tell(*events, self._succeeded(flight, held))
+        self._plan()
+
+    def flight_failed(self, flight: Flight[T, Held[T]], error: BaseException) -> None:
+        now = self._clock.last()
+        held = self._held
+        events: list[Event] = []
+        if self._sharing is not None:
+            self._sharing.failed(flight, error)
+        if not flight.fenced:
+            self._note_failure(flight, error)
+            self._failures += 1
+            if self._breaker_policy is not None:
+                self._last_failure = error  # the cause of BreakerOpen
+            flight.permanent = self._policy.is_permanent(error)
+            if flight.permanent:
+                low, high = self._policy.permanent_ttl
+                self._permanent = (error, error.__traceback__, error.__context__)
+                self._permanent_hold.set(now, low + (high - low) * random())
+                self._setbacks = 0
+                self._backoff.lift()
+            else:
+                self._set_back(now)
+                if self._breaker_policy is not None:
+                    policy = self._breaker_policy
+                    events += self._move_breaker(record_failure(policy.threshold, policy.cooldown, now, self._breaker))
+        remaining = None if held is None else held.remaining(now)
+        duration, next_at = flight.duration, self._next_attempt_at(now)
+        self._owner.tell(
+            *events, FetchFailed(flight.reason, duration, error, remaining, next_at, name=self._owner.name)
+        )
+
+    def release(self, flight: Flight[T, Held[T]]) -> None:
+        super().release(flight)
+        if self._sharing is not None:
+            self._sharing.release(flight)
+        if flight.override and (flight.refused or not flight.answered):
+            self._overridden = 0  # an abandoned try was none
+        held, now = self._held, self._clock.last()
+        if held is not None and held.due_at is not None and now >= held.due_at:
+            self._pause.set(now, _PAUSE)
+        self._plan()
+
+    def _set_back(self, now: float) -> None:
+        self._setbacks += 1
+        if self._policy.retry is not None:
+            self._backoff.set(now, self._policy.retry.delay(self._setbacks, random()))
+
+    def _move_breaker(self, new: Closed | Open | HalfOpen) -> tuple[Event, ...]:
+        old, self._breaker = self._breaker, new
+        if same_to_observers(old, new):
+            return ()
+        return (BreakerChanged(old, new, name=self._owner.name),)
+
+    def _forget_permanent(self) -> None:
+        self._permanent = None
+        self._permanent_hold.lift()
+
+    # The rest
+
+    def _from_storage(self, value: T) -> Held[T]:
+        now = self._clock.now()
+        return judge(self._policy, self._read_expires_at, value, now, now, stored=True)
+
+    @enable_ki_protection
+    def _forget(self) -> trio.Event | None:
+        settled = self._forget_here(None)
+        return settled if self._sharing is None else self._sharing.generation.clear(settled)
+
+    @enable_ki_protection
+    def _forget_here(self, sparing: Flight[T, Held[T]] | None) -> trio.Event | None:
+        """Forget without telling the other processes. A flight that has asked nobody yet may go on afterwards."""
+        self._forget_permanent()
+        self._setbacks = 0
+        self._backoff.lift()
+        spared = self._flight
+        if sparing is None or spared is not sparing:
+            spared = None
+        else:
+            self._flight = None
+        try:
+            return super()._forget()
+        finally:
+            if spared is not None and not self._owner.closed:
+                spared.generation = self._generation
+                self._flight = spared
+            self._plan()
+
+    def _closed(self) -> None:
+        super()._closed()
+        self._permanent = self._last_failure = None
+
+    def _used(self, now: float) -> None:
+        if self._keep_warm:
+            self._in_use.set(now, self._keep_warm)
+            self._plan()
+
+    def _speed_up(self, held: Held[T], now: float) -> None:
+        if not self._clock.wall_based or self._counts_uses:
+            return
+        if self._fast_thread and self._fast_until > now:
+            return
+        until = held.good_until if held.due_at is None else min(held.due_at, held.good_until)
+        if held.due_at is None and self._sharing is not None:
+            until = self._looked.until(now)
+        if until != inf:
+            if until - now < 10 * _MARGIN:
+                return
+            # The wall clock may be stepped back; the alarm goes by Trio's.
+            self._slow_down()
+            self._fast_alarm = self._owner.alarm(trio.current_time() + (until - now) - _MARGIN, self._slow_down)
+        self._fast_value = held.value
+        self._fast_until = until
+        self._fast_thread = self._thread
+
+    def _slow_down(self) -> None:
+        super()._slow_down()
+        if self._fast_alarm is not None:
+            self._fast_alarm.cancel()
+            self._fast_alarm = None
+
+    def _plan(self) -> None:
+        """Set the alarm for the next renewal that nobody asks for."""
+        if not self._keep_warm:
+            return
+        if self._warm_alarm is not None:
+            self._warm_alarm.cancel()
+            self._warm_alarm = None
+        held = self._held
+        if self._owner.closed or held is None or held.due_at is None or self._flight is not None:
+            return
+        now = self._clock.last()
+        at = self._warm_at(held.due_at, now)
+        if at < self._in_use.until(now):
+            self._warm_alarm = self._owner.alarm(trio.current_time() + self._sleep_for(at - now), self._warm)
+
+    def _warm_at(self, due_at: float, now: float) -> float:
+        return max(due_at, self._not_before(now), self._next_attempt_at(now) or -inf, self._pause.until(now))
+
+    def _sleep_for(self, seconds: float) -> float:
+        # A given clock, or a wall clock of a suspended machine, may come to the instant sooner than Trio's.
+        return max(0.0, seconds) if self._clock.steady else max(0.0, min(seconds, _LONGEST_SLEEP))
+
+    def _warm(self) -> None:
+        self._warm_alarm = None
+        held, now = self._held, self._clock.last()
+        if held is None or self._flight is not None or held.due_at is None:
+            return
+        if now >= self._warm_at(held.due_at, now) and now < self._in_use.until(now):
+            self._refresh_in_background("aging" if now < held.good_until else "expired")
+        else:
+            self._plan()
