@@ -13,7 +13,7 @@ from trio_renew import ReentrantFetchError, open_provider_cache, open_provider_p
 from trio_renew._keyed._rings import _waits
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator
 
 
 @pytest.fixture(autouse=True)
@@ -208,8 +208,6 @@ async def test_a_ring_over_an_unwinding_resolution(autojump_clock: MockClock) ->
 
 
 async def test_a_resource_between_two_keys_does_not_hide_the_ring() -> None:
-    open_it: Callable[[], Any]
-
     async def resolve(key: str) -> str:
         async def fetch() -> str:
             return await cache.get("a")
