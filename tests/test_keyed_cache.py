@@ -678,9 +678,7 @@ async def test_an_earlier_resolution_that_does_not_end_leaves_the_expired_value(
 async def test_invalidation_and_never_cached_end_the_grace(autojump_clock: MockClock) -> None:
     for end in ("delete", "clear", "tag", "never"):
         source = Source(a=ScriptedFetch("A", then=Down()))
-        async with open_provider_cache(
-            source, ttl=10, serve_expired_for=100, tags=lambda key, value: ["t"]
-        ) as cache:
+        async with open_provider_cache(source, ttl=10, serve_expired_for=100, tags=lambda key, value: ["t"]) as cache:
             await cache.get("a")
             await trio.sleep(11)
             assert await cache.get("a") == "A"
@@ -969,9 +967,7 @@ async def test_generations_grow_with_what_is_kept_and_with_what_is_dropped() -> 
         assert cache.clear() == 0
         await cache.get("f")
     generations = [
-        (type(event).__name__, event.generation)
-        for event in events
-        if isinstance(event, Cleared | FetchSucceeded)
+        (type(event).__name__, event.generation) for event in events if isinstance(event, Cleared | FetchSucceeded)
     ]
     assert generations == [
         ("FetchSucceeded", 1),
