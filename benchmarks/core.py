@@ -77,10 +77,10 @@ async def hits(rounds: int) -> list[Figure]:
         figures += [ratio("get_nowait() hit", seen, "get_nowait()", name, 1.0) for name in peers]
         waits = await turns_async(
             {
-                "a bare checkpoint": lambda: per_await(trio.lowlevel.checkpoint, HITS),
-                "await get()": lambda: per_await(provider.get, HITS),
+                "a bare checkpoint": lambda: per_await(trio.lowlevel.checkpoint, HITS // 10),
+                "await get()": lambda: per_await(provider.get, HITS // 10),
             },
-            SHORT_TURNS // 5 * rounds,
+            2 * SHORT_TURNS * rounds,
         )
         figures.append(ratio("await get() hit", waits, "await get()", "a bare checkpoint", 1.15))
     return figures
