@@ -40,8 +40,6 @@ def noticed(defect: Defect | None) -> tuple[bool, str]:
         if defect is not None:
             module = copy / "trio_renew" / defect.module
             text = module.read_text(encoding="utf-8")
-            if text.count(defect.text) != 1:
-                raise SystemExit(f"{defect.what}: its text stands {text.count(defect.text)} times in {defect.module}")
             module.write_text(text.replace(defect.text, defect.becomes), encoding="utf-8")
         tests = [str(path) for pattern in SUITE for path in sorted((copy / "tests").glob(pattern))]
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", *tests]
@@ -64,16 +62,19 @@ def main() -> None:
     parser.add_argument("--only", default="", help="those whose description contains this")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
+    for defect in DEFECTS:
+        stands = (ROOT / "trio_renew" / defect.module).read_text(encoding="utf-8").count(defect.text)
+        if stands != 1:
+            raise SystemExit(f"{defect.what}: its text stands {stands} times in {defect.module}")
     sound, where = noticed(None)
     if sound:
         raise SystemExit(f"the suite fails without any defect: {where}")
     chosen = [defect for defect in DEFECTS if options.only in defect.what]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        results = list(zip(chosen, pool.map(noticed, chosen), strict=True))
     missed = 0
-    for defect, (seen, by) in results:
-        missed += not seen
-        print(f"{'noticed' if seen else 'MISSED '}  {defect.what:<75} {by}")
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for defect, (seen, by) in zip(chosen, pool.map(noticed, chosen), strict=True):
+            missed += not seen
+            print(f"{'noticed' if seen else 'MISSED '}  {defect.what:<75} {by}", flush=True)
     print(f"score: {len(chosen) - missed} of {len(chosen)}")
     sys.exit(missed > 0)
 
