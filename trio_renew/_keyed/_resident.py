@@ -73,23 +73,18 @@ def _make(open_value: Callable[[Any], Any], key: object) -> Any:
 
 
 @disable_ki_protection
-async def _enter(manager: object, entered: list[Any]) -> None:
+async def _enter(manager: Any, entered: list[Any]) -> None:
     # One expression: no KeyboardInterrupt can fall between having entered and knowing it.
-    kind: Any = type(manager)
-    entered.append(await kind.__aenter__(manager))
+    entered.append(await type(manager).__aenter__(manager))
 
 
-@disable_ki_protection
-async def _exit(manager: object, problem: BaseException | None) -> object:
+async def _exit(manager: object, problem: BaseException | None) -> BaseException | None:
+    """Leave a context manager as ``async with`` does; gives what comes out of it."""
+    # Protected: a KeyboardInterrupt on the way into it would leave the value open.
     kind: Any = type(manager)
     error: Any = (None, None, None) if problem is None else (type(problem), problem, problem.__traceback__)
-    return await kind.__aexit__(manager, *error)
-
-
-async def _close(manager: object, problem: BaseException | None) -> BaseException | None:
-    """Leave a context manager as ``async with`` does; gives what comes out of it."""
     try:
-        suppressed = await _exit(manager, problem)
+        suppressed = await kind.__aexit__(manager, *error)
     except BaseException as exc:  # noqa: ASYNC103 - it is raised in the end
         return exc  # noqa: ASYNC104 - as above
     return None if suppressed else problem
@@ -278,7 +273,7 @@ class Resident(Generic[K, V]):
             problem = await self._be_open(entered.pop())
         if self.phase is not Phase.CRASHED:
             self.phase = Phase.LEAVING
-        return await _close(manager, problem)
+        return await _exit(manager, problem)
 
     async def _be_open(self, value: V) -> BaseException | None:
         if self._scope.cancel_called or self._pool.is_closed:

@@ -1,0 +1,215 @@
+"""The cache's and pool's time: Trio's own clock, a wall clock that is stepped, and hits that skip the decision."""
+
+from __future__ import annotations
+
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from trio_renew import invalidate_provider, open_provider_cache, open_provider_pool
+from trio_renew._clock import Clock
+from trio_renew._keyed._time import Timeline
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+
+class Wall:
+    """A wall clock that can be stepped."""
+
+    def __init__(self) -> None:
+        self.real = time.time
+        self.step = 0.0
+
+    def __call__(self) -> float:
+        return self.real() + self.step
+
+
+@pytest.fixture
+def wall(monkeypatch: pytest.MonkeyPatch) -> Wall:
+    wall = Wall()
+    monkeypatch.setattr(time, "time", wall)
+    return wall
+
+
+class Source:
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    async def __call__(self, key: Any) -> str:
+        self.calls.append(key)
+        await trio.lowlevel.checkpoint()
+        return f"{key}#{self.calls.count(key)}"
+
+
+async def test_hits_under_trios_own_clock() -> None:
+    async with open_provider_cache(Source(), ttl=0.2) as cache:
+        for _ in range(3):
+            assert await cache.get("a") == "a#1"
+            assert cache.get_nowait("a") == "a#1"
+        await trio.sleep(0.21)
+        with pytest.raises(trio.WouldBlock):
+            cache.get_nowait("a")
+        assert await cache.get("a") == "a#2"
+
+
+async def test_it_expires_between_the_checkpoint_and_the_answer() -> None:
+    async with open_provider_cache(Source(), ttl=0.05) as cache:
+        await cache.get("a")
+        await cache.get("a")
+
+        async def dawdle() -> None:
+            time.sleep(0.06)  # noqa: ASYNC251 - the point of it
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dawdle)
+            assert await cache.get("a") == "a#2" or cache.get_nowait("a") == "a#1"
+
+
+async def test_it_is_dropped_between_the_checkpoint_and_the_answer() -> None:
+    async with open_provider_cache(Source()) as cache:
+        await cache.get("a")
+        await cache.get("a")
+        for _ in range(20):  # the scheduler's order is random
+
+            async def drop() -> None:
+                cache.delete("a")
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(drop)
+                await cache.get("a")
+            await cache.get("a")
+
+
+@pytest.mark.parametrize("step", [-3600.0, -0.25])
+async def test_a_wall_clock_that_is_stepped_back_prolongs_nothing(step: float, wall: Wall) -> None:
+    async with open_provider_cache(Source(), ttl=0.3) as cache:
+        await cache.get("a")
+        cache.get_nowait("a")
+        cache.get_nowait("a")
+        wall.step = step
+        await trio.sleep(0.31)
+        if step == -3600.0:
+            with pytest.raises(trio.WouldBlock):
+                cache.get_nowait("a")
+        cache._slow_down()  # as after a second
+        with pytest.raises(trio.WouldBlock):
+            cache.get_nowait("a")
+        assert await cache.get("a") == "a#2"
+        # It heals with the fresh value, whose whole life is before it.
+        assert cache.get_nowait("a") == "a#2"
+        assert cache.get_nowait("a") == "a#2"
+
+
+async def test_a_wall_clock_that_is_behind_still_serves_hits_fast(wall: Wall) -> None:
+    async with open_provider_cache(Source(), ttl=0.4) as cache:
+        await cache.get("a")
+        wall.step = -100.0
+        await trio.sleep(0.1)
+        cache.get_nowait("a")
+        assert cache._fast_thread
+        assert cache._offset == pytest.approx(-100.0, abs=0.05)
+        cache.get_nowait("a")
+        await trio.sleep(0.31)
+        with pytest.raises(trio.WouldBlock):
+            cache.get_nowait("a")
+
+
+async def test_when_the_anchor_moves_what_is_left_of_a_life_stays(wall: Wall) -> None:
+    async with open_provider_cache(Source(), ttl=100.0) as cache:
+        await cache.get("a")
+        wall.step = 50.0  # ahead for a while: half of its life is over
+        assert cache.get_nowait("a") == "a#1"
+        await cache.get("b")
+        wall.step = 0.0
+        await cache.get("c")  # a fresh value: the wall clock is right
+        assert "a" in cache
+        wall.step = 49.0
+        assert ("a" in cache, "b" in cache, "c" in cache) == (True, True, True)
+        wall.step = 51.0
+        assert ("a" in cache, "b" in cache, "c" in cache) == (False, True, True)
+        wall.step = 101.0
+        assert len(cache) == 0
+
+
+async def test_a_suspended_machine_serves_nothing_expired(wall: Wall) -> None:
+    async with open_provider_cache(Source(), ttl=100.0) as cache:
+        await cache.get("a")
+        cache.get_nowait("a")
+        cache.get_nowait("a")
+        wall.step = 100.0
+        with pytest.raises(trio.WouldBlock):
+            cache.get_nowait("a")
+
+
+async def test_the_fast_path_ends_by_itself() -> None:
+    async with open_provider_cache(Source()) as cache:
+        await cache.get("a")
+        cache.get_nowait("a")
+        assert cache._fast_thread
+        await trio.sleep(1.1)
+        assert not cache._fast_thread
+        assert cache.get_nowait("a") == "a#1"
+        assert cache._fast_thread
+
+
+async def test_an_observer_may_be_told_while_the_fast_path_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that comes in the very step in which a hit opens the fast path."""
+    async with open_provider_cache(Source()) as cache:
+        await cache.get("a")
+
+        def late(*_: Any) -> float:
+            monkeypatch.undo()
+            cache._inbox.append(cache_message)
+            return time.time()
+
+        from trio_renew._keyed._member import _Message
+
+        cache_message = _Message("key", "a", False)
+        cache._slow_down()
+        monkeypatch.setattr(time, "time", late)
+        cache._speed_up()
+        assert not cache._fast_thread
+        with pytest.raises(trio.WouldBlock):
+            cache.get_nowait("a")
+
+
+async def test_elsewhere_knows_the_time_as_well(wall: Wall) -> None:
+    line = Timeline(Clock(), lambda now: None)
+    assert line.elsewhere() == pytest.approx(line.now(), abs=0.1)
+    wall.step = -100.0
+    assert line.elsewhere() == pytest.approx(line.now(), abs=0.1)
+    line.arrived()
+    assert line.shift == pytest.approx(-100.0, abs=0.1)
+    assert line.elsewhere() == pytest.approx(line.now(), abs=0.1)
+    wall.step = 100.0
+    assert line.elsewhere() == pytest.approx(line.now(), abs=0.1)
+
+
+async def test_from_another_thread_what_the_clock_says_counts(wall: Wall) -> None:
+    async with open_provider_cache(Source(), ttl=100.0) as cache:
+        await cache.get("a")
+        wall.step = 100.0
+        assert await trio.to_thread.run_sync(invalidate_provider, "a") is False
+
+
+async def test_the_pools_values_expire_under_trios_own_clock(wall: Wall) -> None:
+    closed: list[str] = []
+
+    @asynccontextmanager
+    async def open_value(key: str) -> AsyncGenerator[str, None]:
+        yield key
+        closed.append(key)
+
+    async with open_provider_pool(open_value, idle_timeout=0.05, ttl=10.0) as pool:
+        async with pool.borrow("a"):
+            pass
+        with trio.fail_after(5):
+            while not closed:
+                await trio.sleep(0.01)
+        async with pool.borrow("b"):
+            wall.step = 10.0
+            assert "b" not in pool
