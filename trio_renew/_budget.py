@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ("Budget", "spend")
 
-# A refusal that is over at once was a race; asking in a loop would not be fair to the others.
-_AT_LEAST = 0.1
-
 
 def _check_store(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     check_methods(attribute.name, "an AdaptiveRateLimitStore", value, "acquire", "get_wait_time")
@@ -74,4 +71,4 @@ async def spend(budget: Budget, priority: Priority, ask: Ask) -> float | None:
         wait: float = await ask(budget.adaptive_store, "get_wait_time", budget.resource, priority, within=ask.hurry)
     except StoreDown:
         return None
-    return max(wait, _AT_LEAST)
+    return max(0.0, wait)

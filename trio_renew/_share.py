@@ -276,7 +276,7 @@ class Sharing(Generic[T]):
         try:
             return _Found(_record.read(said[1:], self._share.codec)), said[0] == _FETCHED
         except Exception as exc:
-            problem = exc.with_traceback(None)
+            problem = exc
         finally:
             del said, result
         self._ask.report("wait_outcome", problem)
@@ -367,7 +367,7 @@ class Sharing(Generic[T]):
         try:
             return _record.read(text, self._share.codec)
         except ValueError as exc:
-            problem = exc.with_traceback(None)
+            problem = exc
         finally:
             del text
         self._ask.report("get", problem)

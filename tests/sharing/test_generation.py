@@ -279,8 +279,8 @@ async def test_what_was_stored_by_a_run_before(autojump_clock: MockClock) -> Non
 
 
 async def test_under_the_wall_clock_hits_do_not_hide_a_clear(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trio_renew._provider._LOOK_EVERY", 0.2)
-    monkeypatch.setattr("trio_renew._provider._MARGIN", 0.001)
+    monkeypatch.setattr("trio_renew._renewing._LOOK_EVERY", 0.2)
+    monkeypatch.setattr("trio_renew._renewing._MARGIN", 0.001)
     fetch = ScriptedFetch(Token("a"), Token("b"))
     async with open_memory_stores() as stores:
         async with (

@@ -388,6 +388,15 @@ async def test_there_is_time_left_to_fetch(autojump_clock: MockClock, between: A
             assert trio.current_time() == 3.0
 
 
+async def test_a_write_ends_within_the_lease(autojump_clock: MockClock, between: Any) -> None:
+    """What arrives later might overwrite what the next owner has written."""
+    async with open_memory_stores(lease=1.0) as stores:
+        cache = between(stores.cache)
+        cache.trouble["set"] = "hang"
+        async with open_provider(ScriptedFetch(Token("a", 100.0)), share=Share(cache, stores.dedupe, "key")):
+            assert trio.current_time() == 0.5
+
+
 async def test_an_answer_that_does_not_come(autojump_clock: MockClock, between: Any) -> None:
     fetch = ScriptedFetch(Sleep(60.0, Token("a", 100.0)), Token("b", 100.0))
     events: list[Event] = []
