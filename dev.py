@@ -81,9 +81,9 @@ def main(arguments: list[str]) -> NoReturn:
         sys.exit(0)
     install(python, "test", TESTED, ["test"])
     os.chdir(HERE)
-    # Two processes at most: the tests are many and short, and every file stays in one of them.
+    # Two processes: the tests are many and short, and none needs another one to have run before.
     spread = [] if any(option.startswith("-n") for option in options) else ["-n", str(min(2, os.cpu_count() or 1))]
-    run(python, "-m", "pytest", "--dist=loadfile", *spread, *options)
+    run(python, "-m", "pytest", "--dist=worksteal", *spread, *options)
 
 
 if __name__ == "__main__":
