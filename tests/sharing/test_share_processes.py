@@ -122,4 +122,4 @@ def test_a_killed_owner_is_replaced_once_within_a_lease(tmp_path: Path, fleet: C
     assert first == owner.process.pid
     assert got == {f"from {second}"}
     # What lies beyond the lease is what two busy processors may add.
-    assert taken_at - killed_at < lease + 1.0
+    assert taken_at - killed_at < lease + 3.0
