@@ -29,7 +29,7 @@ def environment_python() -> Path:
     folder = Path(active) if active else HERE / ".venv"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.exists():
-        print(f"making a virtual environment in {folder}", flush=True)
+        print(f"making a virtual environment in {folder}", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     return python
 
@@ -51,9 +51,10 @@ def install(python: Path, what: str, extras: str, groups: list[str]) -> None:
     stamp = python.parent.parent / f".trio-renew-{what}"
     if stamp.exists() and stamp.read_text() == state.hexdigest():
         return
-    print(f"installing what {what} needs", flush=True)
+    print(f"installing what {what} needs", file=sys.stderr)
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*command, "--editable", f"{HERE}[{extras}]", *wanted], check=True)
+    # Standard output belongs to what is run.
+    subprocess.run([*command, "--editable", f"{HERE}[{extras}]", *wanted], check=True, stdout=sys.stderr)
     stamp.write_text(state.hexdigest())
 
 
