@@ -16,7 +16,9 @@ KEYS = "abcd"
 TTL, NEGATIVE, MAX = 8.0, 3.0, 3
 OPERATIONS = st.lists(
     st.one_of(
-        st.tuples(st.sampled_from(["get", "get", "get", "nowait", "delete", "everywhere", "in"]), st.sampled_from(KEYS)),
+        st.tuples(
+            st.sampled_from(["get", "get", "get", "nowait", "delete", "everywhere", "in"]), st.sampled_from(KEYS)
+        ),
         st.tuples(st.just("advance"), st.sampled_from([0.5, 1.0, 2.5, 8.0, 40.0])),
         st.tuples(st.just("answers"), st.sampled_from(["value", "none", "error"])),
         st.tuples(st.just("slow"), st.sampled_from(KEYS)),
