@@ -130,7 +130,7 @@ def test_closing_at_every_step() -> None:
         with victim():
             async with (
                 open_provider_pool(values, idle_timeout=3.0, ttl=4.0) as pool,
-                open_provider_cache(lambda key: trio.sleep(1), negative_ttl=3.0) as cache,
+                open_provider_cache(lambda key: trio.sleep(1), negative_ttl=3.0) as cache,  # noqa: ASYNC105 - it is, by the cache
                 trio.open_nursery() as nursery,
             ):
 
