@@ -73,9 +73,10 @@ def _make(open_value: Callable[[Any], Any], key: object) -> Any:
 
 
 @disable_ki_protection
-async def _enter(manager: Any, entered: list[Any]) -> None:
+async def _enter(manager: object, entered: list[Any]) -> None:
+    kind: Any = type(manager)
     # One expression: no KeyboardInterrupt can fall between having entered and knowing it.
-    entered.append(await type(manager).__aenter__(manager))
+    entered.append(await kind.__aenter__(manager))
 
 
 async def _exit(manager: object, problem: BaseException | None) -> BaseException | None:
@@ -269,8 +270,7 @@ class Resident(Generic[K, V]):
             problem = exc
         if not entered:
             return problem
-        if problem is None:
-            problem = await self._be_open(entered.pop())
+        problem = await self._be_open(entered.pop()) if problem is None else problem
         if self.phase is not Phase.CRASHED:
             self.phase = Phase.LEAVING
         return await _exit(manager, problem)
