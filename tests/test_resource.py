@@ -25,6 +25,7 @@ from trio_renew import (
     OwnerClosed,
     ReentrantFetchError,
     RenewableResource,
+    _owner,
     open_resource,
 )
 from trio_renew.lowlevel import open_resource_with
@@ -661,6 +662,16 @@ async def test_used_in_a_forked_child() -> None:
         _, status = await trio.to_thread.run_sync(os.waitpid, child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
         assert resource.get_nowait() == "a"
+
+
+async def test_what_happens_in_a_forked_child_happens_to_all_owners() -> None:
+    async with open_resource(ScriptedFetch("a")) as resource:
+        await resource.get()
+        _owner._disown_after_fork()
+        with pytest.raises(RuntimeError, match="another thread or process"):
+            resource.get_nowait()
+        with pytest.raises(RuntimeError, match="another thread or process"):
+            await resource.get()
 
 
 # Closing

@@ -104,8 +104,8 @@ def _disown_after_fork() -> None:
         owner.disown()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_disown_after_fork)
+# Windows has no fork.
+getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_disown_after_fork)
 
 
 class Alarm:
