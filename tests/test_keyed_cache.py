@@ -25,7 +25,7 @@ from trio_renew import (
     open_provider_cache,
 )
 from trio_renew.lowlevel import open_provider_cache_with
-from trio_renew.testing import Block, Handoff, ScriptedFetch, Sleep, Stubborn
+from trio_renew.testing import Block, Handoff, ScriptedFetch, Sleep, Stubborn, under_schedules
 
 
 class Down(Exception):
@@ -1037,3 +1037,20 @@ async def test_no_timeout_at_all(autojump_clock: MockClock) -> None:
     source = Source(a=ScriptedFetch(Sleep(1e6, "A")))
     async with open_provider_cache(source, fetch_timeout=None) as cache:
         assert await cache.get("a") == "A"
+
+
+def test_a_late_value_may_console_those_who_were_told_of_the_timeout() -> None:
+    seen: set[str] = set()
+
+    async def scenario() -> None:
+        source = Source(a=ScriptedFetch(Stubborn(0.0, "late")))
+        async with open_provider_cache(source, fetch_timeout=5.0) as cache:
+            results: list[Any] = []
+            await collect(results, cache.get, "a")
+            assert results == ["late"] or isinstance(results[0], FetchTimeout)
+            seen.add(type(results[0]).__name__)
+            await wait_all_tasks_blocked()
+            assert cache.get_nowait("a") == "late"
+
+    under_schedules(scenario, seeds=40)
+    assert seen == {"str", "FetchTimeout"}

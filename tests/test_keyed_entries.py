@@ -197,3 +197,11 @@ def test_the_fraction_of_an_aging_entry_follows_its_life() -> None:
     entries.limit(10.0)
     assert (entries.map["a"].fresh, entries.map["a"].life) == (5.0, 10.0)
     assert (entries.map["b"].fresh, entries.map["b"].life) == (5.0, 10.0)
+
+
+def test_the_last_one_in_its_grace_makes_room() -> None:
+    entries: Entries[str, str] = Entries(1, grace=100.0)
+    entries.store("a", "A", 0.0, 10.0)
+    entries.store("b", "B", 20.0, 10.0)
+    assert list(entries.map) == ["b"]
+    check_invariants(entries, 20.0)

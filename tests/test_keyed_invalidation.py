@@ -21,7 +21,7 @@ from trio_renew import (
     open_provider_cache,
     open_provider_pool,
 )
-from trio_renew._keyed._member import _members
+from trio_renew._keyed._member import _after_fork, _members, _Message
 from trio_renew.testing import Block, ScriptedFetch, under_schedules
 
 if TYPE_CHECKING:
@@ -405,6 +405,7 @@ def test_a_message_that_comes_too_late_is_dropped() -> None:
     members: list[Any] = []
     trio.run(main)
     (cache,) = members
+    assert cache._invalidate_from_anywhere("key", "a") == 0
     cache._soon(lambda: None)  # its run is over
 
 
@@ -608,3 +609,115 @@ async def test_keys_that_are_equal_are_one() -> None:
         await cache.get(1)
         assert 1.0 in cache
         assert "1" not in cache
+
+
+def in_another_thread(call: Callable[[], Any]) -> Any:
+    """Call it there, and let nothing of ours run meanwhile."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(call()))
+    thread.start()
+    thread.join(10)
+    return results[0]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_one_that_comes_in_the_last_step_of_a_resolution_wins(fails: bool) -> None:
+    async def resolve(key: str) -> str:
+        await trio.lowlevel.checkpoint()
+        assert in_another_thread(lambda: invalidate_provider(key)) is True
+        if fails:
+            raise LookupError
+        return "old"
+
+    async with open_provider_cache(resolve) as cache:
+        try:
+            assert await cache.get("a") == "old"
+        except LookupError:
+            assert fails
+        assert "a" not in cache
+        assert cache.status().resolving == 0
+
+
+async def test_one_that_comes_in_the_last_step_of_an_opening_wins() -> None:
+    @asynccontextmanager
+    async def open_it(key: str) -> AsyncGenerator[str, None]:
+        assert in_another_thread(lambda: invalidate_provider(key)) is True
+        yield key
+
+    async with open_provider_pool(open_it) as pool, pool.borrow("a") as value:
+        assert value == "a"
+        assert "a" not in pool
+
+
+async def test_hits_of_other_keys_are_fast_again_afterwards() -> None:
+    async with open_provider_cache(Source()) as cache:
+        for key in "ab":
+            await cache.get(key)
+            await cache.get(key)
+        in_another_thread(lambda: invalidate_provider("a"))
+        assert not cache._fast_thread
+        assert cache.get_nowait("b") == "b#1"
+        assert cache._fast_thread
+        assert "a" not in cache
+
+
+async def test_counting_begins_again_when_the_cache_changes_under_it() -> None:
+    class Meddler:
+        def __hash__(self) -> int:
+            if meddle:
+                meddle.pop()()
+            return 1
+
+    meddle: list[Callable[[], Any]] = []
+    async with open_provider_cache(Source()) as cache:
+        await cache.get(Meddler())
+        await cache.get("b")
+        await cache.get("c")
+        meddle.append(lambda: cache.delete("b"))
+        assert cache._live_elsewhere(0.0) == list(cache._live)
+        assert meddle == []
+        assert len(cache) == 2
+
+
+def test_in_the_thread_of_the_run_but_outside_of_it() -> None:
+    """A guest run: between its steps its thread belongs to the host."""
+    host: list[Callable[[], Any]] = []
+    outcomes: list[Any] = []
+    wake = threading.Event()
+    caches: list[Any] = []
+
+    def soon(function: Callable[[], Any]) -> None:
+        host.append(function)
+        wake.set()
+
+    async def main() -> None:
+        async with open_provider_cache(Source()) as cache:
+            await cache.get("a")
+            caches.append(cache)
+            while "a" in cache:
+                await trio.lowlevel.checkpoint()
+
+    trio.lowlevel.start_guest_run(main, run_sync_soon_threadsafe=soon, done_callback=outcomes.append)
+    affected = None
+    while not outcomes:
+        assert wake.wait(10)
+        wake.clear()
+        while host:
+            host.pop(0)()
+            if caches and affected is None:
+                affected = invalidate_provider("a")
+    assert affected is True
+    outcomes[0].unwrap()
+
+
+async def test_a_message_in_a_closed_inbox_is_nothing() -> None:
+    async with open_provider_cache(Source()) as cache:
+        pass
+    cache._inbox.append(_Message("key", "a", True))
+    cache._catch_up()
+    assert not cache._inbox
+
+
+def test_after_a_fork_the_child_begins_anew() -> None:
+    _after_fork()  # in a child of ours no line is measured
+    assert invalidate_provider("a") is False

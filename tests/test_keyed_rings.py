@@ -218,3 +218,17 @@ async def test_a_resource_between_two_keys_does_not_hide_the_ring() -> None:
     async with open_provider_cache(resolve) as cache:
         with pytest.raises(ReentrantFetchError):
             await cache.get("a")
+
+
+async def test_one_resolution_may_wait_on_two_at_once(autojump_clock: MockClock) -> None:
+    async def resolve(key: str) -> str:
+        if key != "a":
+            await trio.sleep(ord(key))
+            return key
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cache.get, "b")
+            nursery.start_soon(cache.get, "c")
+        return "A"
+
+    async with open_provider_cache(resolve, fetch_timeout=None) as cache:
+        assert await cache.get("a") == "A"

@@ -13,10 +13,11 @@ Invariants:
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections import deque
 from contextlib import asynccontextmanager, suppress
 from threading import RLock, get_ident
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 import trio
 from trio.lowlevel import enable_ki_protection
@@ -93,8 +94,8 @@ def _after_fork() -> None:
     _members.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+# Where there is no fork, there is nothing to do after one.
+getattr(os, "register_at_fork", dict)(after_in_child=_after_fork)
 
 
 class _Ear:
@@ -135,7 +136,7 @@ async def hosting_member(member: Member[Any]) -> AsyncGenerator[None, None]:
         yield
 
 
-class Member(Generic[K]):
+class Member(ABC, Generic[K]):
     """A cache or a pool.
 
     Attributes:
@@ -159,9 +160,6 @@ class Member(Generic[K]):
         "cancel_when_left",
         "fetch_timeout",
     )
-
-    #: Whether its values may carry tags.
-    _has_tags: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -271,28 +269,35 @@ class Member(Generic[K]):
 
     # How it is done
 
+    @abstractmethod
     def _rewind(self, now: float) -> None:
-        raise NotImplementedError
+        """The clock went back to this time."""
+        ...
 
+    @abstractmethod
     def _forget_key(self, key: K, now: float) -> tuple[bool, bool]:
         """Forget a key: whether a live entry was affected, and whether anything was."""
-        raise NotImplementedError
+        ...
 
-    def _forget_tag(self, tag: str, now: float) -> int:
-        """Forget what carries a tag; how many live entries that were."""
-        raise NotImplementedError
+    @abstractmethod
+    def _forget_tag(self, tag: str, now: float) -> int | None:
+        """Forget what carries a tag; how many live entries that were. None: nothing here ever carries one."""
+        ...
 
+    @abstractmethod
     def _forget_all(self, now: float) -> int:
         """Forget everything; how many live entries that were."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def _is_live_elsewhere(self, key: K, now: float) -> bool:
         """Whether a key is live; asked from another thread."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def _live_elsewhere(self, now: float) -> list[K]:
         """The keys that are live; asked from another thread."""
-        raise NotImplementedError
+        ...
 
     def _is_here(self) -> bool:
         if get_ident() != self._thread:
@@ -320,13 +325,12 @@ class Member(Generic[K]):
             flights = [] if flight is None else [flight]
             count = int(live or flight is not None)
             dropped = dropped or count > 0
-        elif what == "tag" and not self._has_tags:
-            flights, count, dropped = [], 0, False
         else:
-            count = self._forget_tag(key, now) if what == "tag" else self._forget_all(now)
-            flights = list(self._flights.values())
-            self._flights.clear()
-            dropped = True
+            forgotten = self._forget_tag(key, now) if what == "tag" else self._forget_all(now)
+            count, dropped = forgotten or 0, forgotten is not None
+            flights = list(self._flights.values()) if dropped else []
+            if dropped:
+                self._flights.clear()
         for flight in flights:
             self._fenced.add(flight)
             flight.fence()

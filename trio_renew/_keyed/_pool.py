@@ -36,7 +36,6 @@ from ._ttl import check_count, read_ttl
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
     from types import TracebackType
-    from typing import ClassVar
 
     from .._events import Event
     from .._owner import Alarm
@@ -98,9 +97,9 @@ class _Home(Generic[K, V]):
                 await resident.gone.wait()
             raise
         if resident.phase is not Phase.OPEN:
+            # Where there is no error it has been closed again: then we are cancelled, too, and go no further.
             await resident.gone.wait()
-            if resident.error is not None:
-                resident.raise_error()
+            resident.raise_error()
         return resident
 
     def accept(self, flight: Flight[Resident[K, V], Resident[K, V]], value: Resident[K, V]) -> Resident[K, V]:
@@ -199,7 +198,6 @@ class ProviderPool(Member[K], Generic[K, V]):
         "_residents",
         "_ttl",
     )
-    _has_tags: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -331,12 +329,13 @@ class ProviderPool(Member[K], Generic[K, V]):
             if flight.error is not None:
                 flight.raise_error()
             resident = flight.held
-            if resident is not None:
-                if resident.phase is Phase.OPEN:
-                    return self._lend(resident, borrow)
-                await resident.gone.wait()
-                self._check()
-                resident.raise_error()
+            # Nobody abandons a flight while we wait on it, so it has an outcome.
+            assert resident is not None
+            if resident.phase is Phase.OPEN:
+                return self._lend(resident, borrow)
+            await resident.gone.wait()
+            self._check()
+            resident.raise_error()
 
     def _lend(self, resident: Resident[K, V], borrow: Borrow[K, V]) -> Resident[K, V]:
         resident.borrows[borrow] = None
@@ -453,6 +452,9 @@ class ProviderPool(Member[K], Generic[K, V]):
         if resident is not None:
             self._retire(resident)
         return resident is not None, resident is not None
+
+    def _forget_tag(self, tag: str, now: float) -> int | None:
+        return None
 
     def _forget_all(self, now: float) -> int:
         self._settle(now)

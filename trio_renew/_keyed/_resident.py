@@ -73,10 +73,9 @@ def _make(open_value: Callable[[Any], Any], key: object) -> Any:
 
 
 @disable_ki_protection
-async def _enter(manager: object, entered: list[Any]) -> None:
-    kind: Any = type(manager)
+async def _enter(enter: Any, manager: object, entered: list[Any]) -> None:
     # One expression: no KeyboardInterrupt can fall between having entered and knowing it.
-    entered.append(await kind.__aenter__(manager))
+    entered.append(await enter(manager))
 
 
 async def _exit(manager: object, problem: BaseException | None) -> BaseException | None:
@@ -91,7 +90,7 @@ async def _exit(manager: object, problem: BaseException | None) -> BaseException
     return None if suppressed else problem
 
 
-def _check_manager(manager: object) -> None:
+def _check_manager(manager: object) -> Any:
     kind: type[object] = type(manager)
     if not (hasattr(kind, "__aenter__") and hasattr(kind, "__aexit__")):
         if inspect.iscoroutine(manager):
@@ -100,6 +99,7 @@ def _check_manager(manager: object) -> None:
             f"open_value must return an async context manager, but it returned {kind.__name__}: "
             "a plain function that returns open_provider(...), or one made with @asynccontextmanager"
         )
+    return kind
 
 
 class Resident(Generic[K, V]):
@@ -264,8 +264,8 @@ class Resident(Generic[K, V]):
         manager = None
         try:
             manager = _make(self._open_value, self.key)
-            _check_manager(manager)
-            await _enter(manager, entered)
+            kind = _check_manager(manager)
+            await _enter(kind.__aenter__, manager, entered)
         except BaseException as exc:  # noqa: ASYNC103 - as above
             problem = exc
         if not entered:
