@@ -26,6 +26,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from math import inf
 from threading import get_ident
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
 import trio
@@ -104,8 +105,8 @@ def _disown_after_fork() -> None:
         owner.disown()
 
 
-# Windows has no fork.
-getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_disown_after_fork)
+# Windows has no fork: there, this makes a namespace that nobody looks at.
+getattr(os, "register_at_fork", SimpleNamespace)(after_in_child=_disown_after_fork)
 
 
 class Alarm:
