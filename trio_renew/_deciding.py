@@ -63,6 +63,7 @@ class Deciding(Generic[T]):
         "__weakref__",
         "_after_claim",
         "_awaited",
+        "_cancel_when_left",
         "_changed",
         "_clock",
         "_counts_uses",
@@ -70,16 +71,15 @@ class Deciding(Generic[T]):
         "_fast_until",
         "_fast_value",
         "_fetch",
+        "_fetch_timeout",
         "_flight",
         "_generation",
         "_held",
+        "_key",
         "_last_error",
         "_owner",
         "_stash",
         "_thread",
-        "cancel_when_left",
-        "fetch_timeout",
-        "key",
     )
 
     def __init__(
@@ -105,11 +105,11 @@ class Deciding(Generic[T]):
                 )
         if isinstance(storage, type):
             raise TypeError(f"storage must be a storage, got the class {storage.__name__}: call it")
-        self.fetch_timeout: float = (
+        self._fetch_timeout: float = (
             inf if fetch_timeout is None else check_seconds("fetch_timeout", fetch_timeout, above=True, allow_inf=True)
         )
-        self.cancel_when_left: bool = when_abandoned == "cancel"
-        self.key: None = None
+        self._cancel_when_left: bool = when_abandoned == "cancel"
+        self._key: None = None
         self._fetch = fetch
         self._after_claim = after_claim
         self._owner = owner = Owner(name, observe, clock)
@@ -129,7 +129,7 @@ class Deciding(Generic[T]):
         self._fast_value: T | None = None
         self._stash: Stash[T] | None = None
         if storage is not None:
-            self._stash = Stash(owner, storage, self.fetch_timeout, self._storage_failed)
+            self._stash = Stash(owner, storage, self._fetch_timeout, self._storage_failed)
         owner.on_closing(self._closed)
         owner.on_disowned(self._disowned)
 
@@ -216,7 +216,9 @@ class Deciding(Generic[T]):
                 waited = True
                 if not await flight.wait_freed():
                     self._owner.check()
-                    return self._consoled(FetchTimeout(f"an earlier fetch did not end within {self.fetch_timeout:g} s"))
+                    return self._consoled(
+                        FetchTimeout(f"an earlier fetch did not end within {self._fetch_timeout:g} s")
+                    )
                 continue
             waited = True
             await flight.wait()
@@ -274,7 +276,7 @@ class Deciding(Generic[T]):
                 ours = True
             elif not flight.joinable:
                 if not await flight.wait_freed():
-                    raise FetchTimeout(f"an earlier fetch did not end within {self.fetch_timeout:g} s")
+                    raise FetchTimeout(f"an earlier fetch did not end within {self._fetch_timeout:g} s")
                 continue
             await flight.wait()
             if self._owner.closed:
@@ -352,14 +354,14 @@ class Deciding(Generic[T]):
 
     # What the flight asks (Home)
 
-    def flight_starts(self, flight: Flight[T, Held[T]]) -> None:
+    def _flight_starts(self, flight: Flight[T, Held[T]]) -> None:
         """See :class:`~trio_renew._flight.Home`; so for the next ones."""
         self._owner.tell(FetchStarted(flight.reason, name=self._owner.name))
 
-    async def fetch(self, flight: Flight[T, Held[T]]) -> T | None:
+    async def _flight_fetch(self, flight: Flight[T, Held[T]]) -> T | None:
         return await call_user("fetch", self._fetch)
 
-    def accept(self, flight: Flight[T, Held[T]], value: T) -> Held[T]:
+    def _flight_accept(self, flight: Flight[T, Held[T]], value: T) -> Held[T]:
         self._reanchor()
         return Held(value, min(flight.issued_at, self._clock.now()))
 
@@ -368,18 +370,18 @@ class Deciding(Generic[T]):
         self._clock.reanchor()
         self._slow_down()
 
-    async def keep(self, flight: Flight[T, Held[T]], held: Held[T]) -> None:
+    async def _flight_keep(self, flight: Flight[T, Held[T]], held: Held[T]) -> None:
         if self._stash is not None and not flight.fenced:
             await self._stash.write(held.value, lambda: not flight.fenced)
 
-    def flight_succeeded(self, flight: Flight[T, Held[T]], held: Held[T] | None) -> None:
+    def _flight_succeeded(self, flight: Flight[T, Held[T]], held: Held[T] | None) -> None:
         self._owner.tell(self._succeeded(flight, held))
 
-    def flight_failed(self, flight: Flight[T, Held[T]], error: BaseException) -> None:
+    def _flight_failed(self, flight: Flight[T, Held[T]], error: BaseException) -> None:
         self._note_failure(flight, error)
         self._owner.tell(FetchFailed(flight.reason, flight.duration, error, None, None, name=self._owner.name))
 
-    def release(self, flight: Flight[T, Held[T]]) -> None:
+    def _flight_release(self, flight: Flight[T, Held[T]]) -> None:
         if self._flight is flight:
             self._flight = self._awaited = None
 

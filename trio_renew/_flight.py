@@ -68,35 +68,35 @@ class State(enum.Enum):
 
 
 class Home(Protocol[T, H]):
-    """What a flight asks of the resource or key it flies for. All but ``fetch`` and ``keep`` are synchronous."""
+    """What a flight asks of the resource or key it flies for. All but fetching and keeping is synchronous."""
 
     @property
-    def key(self) -> Hashable:
+    def _key(self) -> Hashable:
         """For events."""
 
-    fetch_timeout: float
-    cancel_when_left: bool
+    _fetch_timeout: float
+    _cancel_when_left: bool
 
-    def flight_starts(self, flight: Flight[T, H]) -> None:
+    def _flight_starts(self, flight: Flight[T, H]) -> None:
         """The fetch starts now: tell it."""
 
-    async def fetch(self, flight: Flight[T, H]) -> T | None:
+    async def _flight_fetch(self, flight: Flight[T, H]) -> T | None:
         """Ask the source."""
 
-    def accept(self, flight: Flight[T, H], value: T) -> H:
+    def _flight_accept(self, flight: Flight[T, H], value: T) -> H:
         """Make of a value what can be kept; what it raises makes this a failed fetch."""
         ...
 
-    async def keep(self, flight: Flight[T, H], held: H) -> None:
+    async def _flight_keep(self, flight: Flight[T, H], held: H) -> None:
         """Write it down where it outlives the process; must not raise an Exception."""
 
-    def flight_succeeded(self, flight: Flight[T, H], held: H | None) -> None:
+    def _flight_succeeded(self, flight: Flight[T, H], held: H | None) -> None:
         """Commit and tell; None: no value."""
 
-    def flight_failed(self, flight: Flight[T, H], error: BaseException) -> None:
+    def _flight_failed(self, flight: Flight[T, H], error: BaseException) -> None:
         """Commit and tell."""
 
-    def release(self, flight: Flight[T, H]) -> None:
+    def _flight_release(self, flight: Flight[T, H]) -> None:
         """The flight no longer occupies its home."""
 
 
@@ -269,14 +269,14 @@ class Flight(Generic[T, H]):
     def leave(self) -> None:
         """Count out a caller who does not wait for the end."""
         self.waiting -= 1
-        if not self.waiting and self.home.cancel_when_left and not self.background:
+        if not self.waiting and self.home._cancel_when_left and not self.background:
             self._abandon()
 
     async def wait_freed(self) -> bool:
         """Wait until the next flight may be claimed; False after ``fetch_timeout`` seconds of waiting."""
         if self._freed is None:
             self._freed = trio.Event()
-        with trio.move_on_after(self.home.fetch_timeout):
+        with trio.move_on_after(self.home._fetch_timeout):
             await self._freed.wait()
             return True
         return False
@@ -310,7 +310,7 @@ class Flight(Generic[T, H]):
                         await call_user("after_claim", self.after_claim)
                     if self._may_start():
                         self.go_inside()
-                        outcome = (await self.home.fetch(self),)
+                        outcome = (await self.home._flight_fetch(self),)
             except Exception as exc:
                 error = exc
             self._disarm()
@@ -329,13 +329,13 @@ class Flight(Generic[T, H]):
             return False
         self.state = State.FETCHING
         self.started_at = trio.current_time()
-        timeout = self.home.fetch_timeout
+        timeout = self.home._fetch_timeout
         if timeout != inf:
             self._scope.deadline = self.started_at + timeout
             # The scope cancels the fetch; the alarm tells the callers, also when the fetch is slow to unwind.
             self._alarm = self._owner.alarm(self._scope.deadline, self._time_out)
         self.issued_at = self._owner.clock.now()
-        self.home.flight_starts(self)
+        self.home._flight_starts(self)
         return True
 
     def _disarm(self) -> None:
@@ -349,7 +349,7 @@ class Flight(Generic[T, H]):
         return late and self.state is State.FETCHING and not self._owner.closed
 
     def _time_out(self) -> None:
-        error = FetchTimeout(f"the fetch took longer than {self.home.fetch_timeout:g} s")
+        error = FetchTimeout(f"the fetch took longer than {self.home._fetch_timeout:g} s")
         self._leave_behind()
         self._fail(error)
 
@@ -365,7 +365,7 @@ class Flight(Generic[T, H]):
             self._succeed(None)
             return
         try:
-            held = home.accept(self, value)
+            held = home._flight_accept(self, value)
         except Exception as exc:
             # A late value that cannot be kept is no second failure.
             if not late:
@@ -374,7 +374,7 @@ class Flight(Generic[T, H]):
                 self.unusable = None
             return
         self.state = State.KEEPING
-        await home.keep(self, held)
+        await home._flight_keep(self, held)
         self._succeed(held)
 
     def _raised(self, error: Exception) -> None:
@@ -396,7 +396,7 @@ class Flight(Generic[T, H]):
         self.held = held
         self.answered = True
         try:
-            self.home.flight_succeeded(self, held)
+            self.home._flight_succeeded(self, held)
         finally:
             self._settle()
 
@@ -404,7 +404,7 @@ class Flight(Generic[T, H]):
         self._told_end = True
         self._answer(error)
         try:
-            self.home.flight_failed(self, error)
+            self.home._flight_failed(self, error)
         finally:
             self._settle()
 
@@ -432,7 +432,7 @@ class Flight(Generic[T, H]):
         try:
             if self.started_at is not None and not self._told_end:
                 self._told_end = True
-                self._owner.tell(FetchAbandoned(self.reason, name=self._owner.name, key=self.home.key))
+                self._owner.tell(FetchAbandoned(self.reason, name=self._owner.name, key=self.home._key))
         finally:
             self._settle()
             self._free()
@@ -445,7 +445,7 @@ class Flight(Generic[T, H]):
         self.state = State.DONE
         self._disarm()
         self._owner.not_closing(self._owner_closed)
-        self.home.release(self)
+        self.home._flight_release(self)
         if self._freed is not None:
             self._freed.set()
 

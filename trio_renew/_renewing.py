@@ -175,7 +175,7 @@ class Renewing(Deciding[T]):
         self._fast_alarm: Alarm | None = None
         self._warm_alarm: Alarm | None = None
         self._budget = budget
-        self._ask = Ask(self._storage_failed, self.fetch_timeout)
+        self._ask = Ask(self._storage_failed, self._fetch_timeout)
         self._looked = _Hold()
         self._sharing: Sharing[T] | None = None
         if share is not None:
@@ -282,7 +282,7 @@ class Renewing(Deciding[T]):
 
     # What the flight asks
 
-    def flight_starts(self, flight: Flight[T, Held[T]]) -> None:
+    def _flight_starts(self, flight: Flight[T, Held[T]]) -> None:
         now = flight.issued_at
         events: list[Event] = []
         self._interval.set(now, self._policy.min_interval)
@@ -292,7 +292,7 @@ class Renewing(Deciding[T]):
                 events += self._move_breaker(breaker)
         self._owner.tell(*events, FetchStarted(flight.reason, name=self._owner.name))
 
-    async def fetch(self, flight: Flight[T, Held[T]]) -> T | None:
+    async def _flight_fetch(self, flight: Flight[T, Held[T]]) -> T | None:
         if self._sharing is None:
             return await self._ask_source(flight)
         self._looked.set(self._clock.now(), _LOOK_EVERY)
@@ -309,22 +309,22 @@ class Renewing(Deciding[T]):
                 raise BudgetExhausted(now + wait)
         return await call_user("mint", self._fetch)
 
-    def accept(self, flight: Flight[T, Held[T]], value: T) -> Held[T]:
+    def _flight_accept(self, flight: Flight[T, Held[T]], value: T) -> Held[T]:
         self._reanchor()
         arrived = self._clock.now()
         return judge(self._policy, self._read_expires_at, value, min(flight.issued_at, arrived), arrived)
 
-    async def keep(self, flight: Flight[T, Held[T]], held: Held[T]) -> None:
+    async def _flight_keep(self, flight: Flight[T, Held[T]], held: Held[T]) -> None:
         if self._sharing is not None:
             await self._sharing.publish(flight, held)
-        await super().keep(flight, held)
+        await super()._flight_keep(flight, held)
 
     def _appraise(self, value: T, issued_at: float) -> Held[T]:
         """Read the life of a peer's value."""
         now = self._clock.now()
         return judge(self._policy, self._read_expires_at, value, min(issued_at, now), now, sample=0.0)
 
-    def flight_succeeded(self, flight: Flight[T, Held[T]], held: Held[T] | None) -> None:
+    def _flight_succeeded(self, flight: Flight[T, Held[T]], held: Held[T] | None) -> None:
         events: list[Event] = []
         if held is None:
             if self._sharing is not None:
@@ -341,7 +341,7 @@ class Renewing(Deciding[T]):
         self._owner.tell(*events, self._succeeded(flight, held))
         self._plan()
 
-    def flight_failed(self, flight: Flight[T, Held[T]], error: BaseException) -> None:
+    def _flight_failed(self, flight: Flight[T, Held[T]], error: BaseException) -> None:
         now = self._clock.last()
         held = self._held
         events: list[Event] = []
@@ -370,8 +370,8 @@ class Renewing(Deciding[T]):
             *events, FetchFailed(flight.reason, duration, error, remaining, next_at, name=self._owner.name)
         )
 
-    def release(self, flight: Flight[T, Held[T]]) -> None:
-        super().release(flight)
+    def _flight_release(self, flight: Flight[T, Held[T]]) -> None:
+        super()._flight_release(flight)
         if self._sharing is not None:
             self._sharing.release(flight)
         if flight.override and (flight.refused or not flight.answered):

@@ -53,14 +53,14 @@ DEFECTS = (
     Defect(
         "the last caller but one abandons the fetch",
         "_flight.py",
-        "        if not self.waiting and self.home.cancel_when_left",
-        "        if self.waiting <= 1 and self.home.cancel_when_left",
+        "        if not self.waiting and self.home._cancel_when_left",
+        "        if self.waiting <= 1 and self.home._cancel_when_left",
     ),
     Defect(
         "background refreshes are abandoned, too",
         "_flight.py",
-        " and self.home.cancel_when_left and not self.background:",
-        " and self.home.cancel_when_left:",
+        " and self.home._cancel_when_left and not self.background:",
+        " and self.home._cancel_when_left:",
     ),
     Defect(
         "newcomers join an abandoned fetch",

@@ -89,42 +89,42 @@ class _Answer(Generic[V]):
 class _Home(Generic[K, V]):
     """A key, as a flight sees it."""
 
-    __slots__ = ("cancel_when_left", "fetch_timeout", "key", "member")
+    __slots__ = ("_cancel_when_left", "_fetch_timeout", "_key", "member")
 
     def __init__(self, cache: ProviderCache[K, V], key: K) -> None:
         self.member = cache
-        self.key = key
-        self.fetch_timeout = cache.fetch_timeout
-        self.cancel_when_left = cache.cancel_when_left
+        self._key = key
+        self._fetch_timeout = cache._fetch_timeout
+        self._cancel_when_left = cache._cancel_when_left
 
     def __repr__(self) -> str:
         return repr(self.member)
 
-    def flight_starts(self, flight: Flight[_Answer[V], _Answer[V]]) -> None:
+    def _flight_starts(self, flight: Flight[_Answer[V], _Answer[V]]) -> None:
         """See :class:`~trio_renew._flight.Home`; so for the next ones."""
         owner = self.member._owner
         if owner.observe is not None:
-            owner.tell(FetchStarted(flight.reason, name=owner.name, key=self.key))
+            owner.tell(FetchStarted(flight.reason, name=owner.name, key=self._key))
 
-    async def fetch(self, flight: Flight[_Answer[V], _Answer[V]]) -> _Answer[V] | None:
-        return _Answer(await call_user("resolve", self.member._resolve, self.key))
+    async def _flight_fetch(self, flight: Flight[_Answer[V], _Answer[V]]) -> _Answer[V] | None:
+        return _Answer(await call_user("resolve", self.member._resolve, self._key))
 
-    def accept(self, flight: Flight[_Answer[V], _Answer[V]], value: _Answer[V]) -> _Answer[V]:
-        self.member._accept(flight, self.key, value)
+    def _flight_accept(self, flight: Flight[_Answer[V], _Answer[V]], value: _Answer[V]) -> _Answer[V]:
+        self.member._accept(flight, self._key, value)
         return value
 
-    async def keep(self, flight: Flight[_Answer[V], _Answer[V]], held: _Answer[V]) -> None:
+    async def _flight_keep(self, flight: Flight[_Answer[V], _Answer[V]], held: _Answer[V]) -> None:
         pass
 
-    def flight_succeeded(self, flight: Flight[_Answer[V], _Answer[V]], held: _Answer[V] | None) -> None:
+    def _flight_succeeded(self, flight: Flight[_Answer[V], _Answer[V]], held: _Answer[V] | None) -> None:
         assert held is not None
-        self.member._succeeded(flight, self.key, held)
+        self.member._succeeded(flight, self._key, held)
 
-    def flight_failed(self, flight: Flight[_Answer[V], _Answer[V]], error: BaseException) -> None:
-        self.member._failed(flight, self.key, error)
+    def _flight_failed(self, flight: Flight[_Answer[V], _Answer[V]], error: BaseException) -> None:
+        self.member._failed(flight, self._key, error)
 
-    def release(self, flight: Flight[_Answer[V], _Answer[V]]) -> None:
-        self.member._released(flight, self.key)
+    def _flight_release(self, flight: Flight[_Answer[V], _Answer[V]]) -> None:
+        self.member._released(flight, self._key)
 
 
 @disable_ki_protection
@@ -401,7 +401,9 @@ class ProviderCache(Member[K], Generic[K, V]):
                     freed = await flight.wait_freed()
                 self._check()
                 if not freed:
-                    late = FetchTimeout(f"an earlier resolution of {key!r} did not end within {self.fetch_timeout:g} s")
+                    late = FetchTimeout(
+                        f"an earlier resolution of {key!r} did not end within {self._fetch_timeout:g} s"
+                    )
                     return self._console(key, late)
                 continue
             self._check()

@@ -147,9 +147,11 @@ class Member(ABC, Generic[K]):
     __slots__ = (
         "__weakref__",
         "_bus",
+        "_cancel_when_left",
         "_ear",
         "_fast_thread",
         "_fenced",
+        "_fetch_timeout",
         "_flights",
         "_generation",
         "_inbox",
@@ -157,8 +159,6 @@ class Member(ABC, Generic[K]):
         "_thread",
         "_time",
         "_token",
-        "cancel_when_left",
-        "fetch_timeout",
     )
 
     def __init__(
@@ -171,12 +171,12 @@ class Member(ABC, Generic[K]):
         bus: Bus | None,
         name: str | None,
     ) -> None:
-        self.fetch_timeout: float = (
+        self._fetch_timeout: float = (
             float("inf")
             if fetch_timeout is None
             else check_seconds("fetch_timeout", fetch_timeout, above=True, allow_inf=True)
         )
-        self.cancel_when_left: bool = cancel_when_left
+        self._cancel_when_left: bool = cancel_when_left
         for method in ("attach", "detach", "publish"):
             if bus is not None and not callable(getattr(bus, method, None)):
                 raise TypeError(f"bus must have attach, detach and publish, but {type(bus).__name__} has no {method}")

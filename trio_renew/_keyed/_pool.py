@@ -71,24 +71,24 @@ class PoolStatus:
 class _Home(Generic[K, V]):
     """A key, as a flight sees it."""
 
-    __slots__ = ("cancel_when_left", "fetch_timeout", "key", "member")
+    __slots__ = ("_cancel_when_left", "_fetch_timeout", "_key", "member")
 
     def __init__(self, pool: ProviderPool[K, V], key: K) -> None:
         self.member = pool
-        self.key = key
-        self.fetch_timeout = pool.fetch_timeout
-        self.cancel_when_left = True
+        self._key = key
+        self._fetch_timeout = pool._fetch_timeout
+        self._cancel_when_left = True
 
     def __repr__(self) -> str:
         return repr(self.member)
 
-    def flight_starts(self, flight: Flight[Resident[K, V], Resident[K, V]]) -> None:
+    def _flight_starts(self, flight: Flight[Resident[K, V], Resident[K, V]]) -> None:
         """See :class:`~trio_renew._flight.Home`; so for the next ones."""
         owner = self.member._owner
-        owner.tell(FetchStarted(flight.reason, name=owner.name, key=self.key))
+        owner.tell(FetchStarted(flight.reason, name=owner.name, key=self._key))
 
-    async def fetch(self, flight: Flight[Resident[K, V], Resident[K, V]]) -> Resident[K, V]:
-        resident = self.member._move_in(flight, self.key)
+    async def _flight_fetch(self, flight: Flight[Resident[K, V], Resident[K, V]]) -> Resident[K, V]:
+        resident = self.member._move_in(flight, self._key)
         try:
             await resident.opened.wait()
         except BaseException:
@@ -102,26 +102,26 @@ class _Home(Generic[K, V]):
             resident.raise_error()
         return resident
 
-    def accept(self, flight: Flight[Resident[K, V], Resident[K, V]], value: Resident[K, V]) -> Resident[K, V]:
+    def _flight_accept(self, flight: Flight[Resident[K, V], Resident[K, V]], value: Resident[K, V]) -> Resident[K, V]:
         if flight.state is State.LEFT:
             value.dismiss()
             raise LookupError("it has opened, but everybody has left")
         self.member._time.arrived()
         return value
 
-    async def keep(self, flight: Flight[Resident[K, V], Resident[K, V]], held: Resident[K, V]) -> None:
+    async def _flight_keep(self, flight: Flight[Resident[K, V], Resident[K, V]], held: Resident[K, V]) -> None:
         pass
 
-    def flight_succeeded(self, flight: Flight[Resident[K, V], Resident[K, V]], held: Resident[K, V] | None) -> None:
+    def _flight_succeeded(self, flight: Flight[Resident[K, V], Resident[K, V]], held: Resident[K, V] | None) -> None:
         assert held is not None
         self.member._succeeded(flight, held)
 
-    def flight_failed(self, flight: Flight[Resident[K, V], Resident[K, V]], error: BaseException) -> None:
+    def _flight_failed(self, flight: Flight[Resident[K, V], Resident[K, V]], error: BaseException) -> None:
         owner = self.member._owner
-        owner.tell(FetchFailed(flight.reason, flight.duration, error, None, None, name=owner.name, key=self.key))
+        owner.tell(FetchFailed(flight.reason, flight.duration, error, None, None, name=owner.name, key=self._key))
 
-    def release(self, flight: Flight[Resident[K, V], Resident[K, V]]) -> None:
-        self.member._released(flight, self.key)
+    def _flight_release(self, flight: Flight[Resident[K, V], Resident[K, V]]) -> None:
+        self.member._released(flight, self._key)
 
 
 class Borrow(AbstractAsyncContextManager[V, bool | None], Generic[K, V]):
@@ -316,7 +316,7 @@ class ProviderPool(Member[K], Generic[K, V]):
                     freed = await flight.wait_freed()
                 self._check()
                 if not freed:
-                    raise FetchTimeout(f"an earlier opening of {key!r} did not end within {self.fetch_timeout:g} s")
+                    raise FetchTimeout(f"an earlier opening of {key!r} did not end within {self._fetch_timeout:g} s")
                 continue
             with Wait(flights, flight):
                 try:
@@ -346,7 +346,7 @@ class ProviderPool(Member[K], Generic[K, V]):
 
     def _move_in(self, flight: Flight[Any, Any], key: K) -> Resident[K, V]:
         assert flight.started_at is not None
-        resident = Resident(self, key, self._open_value, flight, flight.started_at + self.fetch_timeout)
+        resident = Resident(self, key, self._open_value, flight, flight.started_at + self._fetch_timeout)
         self._owner.start(resident.run, "value")
         return resident
 
