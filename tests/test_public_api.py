@@ -15,7 +15,6 @@ import attrs
 import pytest
 
 import trio_renew
-from trio_renew._flight import Home
 
 ROOT = Path(__file__).parent.parent
 OPTIONAL = (
@@ -117,11 +116,6 @@ def test_every_public_object_says_what_it_is(name: str) -> None:
     assert silent == []
 
 
-#: What a flight asks of its home, and an open value of its pool: called by our own machinery only.
-HOME = {name for name in vars(Home) if not name.startswith("_")}
-HOME |= {"is_closed", "has_opened", "has_crashed", "has_gone", "has_returned"}
-
-
 def public_members(cls: type) -> list[tuple[str, object]]:
     """What a class of ours defines itself, and is neither private nor a field."""
     fields = {field.name for field in attrs.fields(cls)} if attrs.has(cls) else set()
@@ -130,7 +124,7 @@ def public_members(cls: type) -> list[tuple[str, object]]:
         (name, value)
         for name, value in vars(cls).items()
         if not name.startswith("_")
-        and name not in fields | slots | HOME
+        and name not in fields | slots
         and isinstance(value, (types.FunctionType, property, classmethod, staticmethod))
     ]
 

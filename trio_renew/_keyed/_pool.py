@@ -323,7 +323,7 @@ class ProviderPool(Member[K], Generic[K, V]):
                     await flight.wait()
                 except BaseException:
                     if flight.held is not None:
-                        self.has_returned(flight.held)
+                        self._has_returned(flight.held)
                     raise
             self._check()
             if flight.error is not None:
@@ -372,21 +372,21 @@ class ProviderPool(Member[K], Generic[K, V]):
     # What residents tell
 
     @property
-    def is_closed(self) -> bool:
+    def _is_closed(self) -> bool:
         """Whether the pool has closed."""
         return self._owner.closed
 
-    def has_opened(self, resident: Resident[K, V]) -> None:
+    def _has_opened(self, resident: Resident[K, V]) -> None:
         """See :class:`~._resident.Landlord`; so for the next ones."""
         self._residents[resident] = None
 
-    def has_crashed(self, resident: Resident[K, V]) -> None:
+    def _has_crashed(self, resident: Resident[K, V]) -> None:
         self._retire(resident)
 
-    def has_gone(self, resident: Resident[K, V]) -> None:
+    def _has_gone(self, resident: Resident[K, V]) -> None:
         self._residents.pop(resident, None)
 
-    def has_returned(self, resident: Resident[K, V]) -> None:
+    def _has_returned(self, resident: Resident[K, V]) -> None:
         if resident.is_wanted:
             return
         if resident.retired:

@@ -35,20 +35,20 @@ if TYPE_CHECKING:
         """What a resident tells its pool; all of it synchronous."""
 
         @property
-        def is_closed(self) -> bool:
+        def _is_closed(self) -> bool:
             """Whether the pool has closed."""
             ...
 
-        def has_opened(self, resident: Resident[Any, Any]) -> None:
+        def _has_opened(self, resident: Resident[Any, Any]) -> None:
             """It is open from here on."""
 
-        def has_crashed(self, resident: Resident[Any, Any]) -> None:
+        def _has_crashed(self, resident: Resident[Any, Any]) -> None:
             """It is of no use any more."""
 
-        def has_gone(self, resident: Resident[Any, Any]) -> None:
+        def _has_gone(self, resident: Resident[Any, Any]) -> None:
             """It has closed, or was never open."""
 
-        def has_returned(self, resident: Resident[Any, Any]) -> None:
+        def _has_returned(self, resident: Resident[Any, Any]) -> None:
             """Somebody has given it back."""
 
 
@@ -214,7 +214,7 @@ class Resident(Generic[K, V]):
         del self.borrows[borrow]
         if not self.borrows and self._returned is not None:
             self._returned.set()
-        self._pool.has_returned(self)
+        self._pool._has_returned(self)
 
     def raise_error(self) -> NoReturn:
         """Raise what its context manager raised, in one of those who had it, once it has gone."""
@@ -236,7 +236,7 @@ class Resident(Generic[K, V]):
             self._report(problem)
         self.opened.set()
         self.gone.set()
-        self._pool.has_gone(self)
+        self._pool._has_gone(self)
         try:
             if problem is not None and fatal:
                 raise problem
@@ -276,13 +276,13 @@ class Resident(Generic[K, V]):
         return await _exit(manager, problem)
 
     async def _be_open(self, value: V) -> BaseException | None:
-        if self._scope.cancel_called or self._pool.is_closed:
+        if self._scope.cancel_called or self._pool._is_closed:
             return None
         self._scope.deadline = inf
         self.value = value
         del value
         self.phase = Phase.OPEN
-        self._pool.has_opened(self)
+        self._pool._has_opened(self)
         self.opened.set()
         problem: BaseException | None = None
         try:
@@ -292,7 +292,7 @@ class Resident(Generic[K, V]):
         if problem is not None:
             self.phase = Phase.CRASHED
             self._told = self.is_wanted
-            self._pool.has_crashed(self)
+            self._pool._has_crashed(self)
             with trio.CancelScope(shield=True):
                 await self.evict()
         del self.value
@@ -301,6 +301,6 @@ class Resident(Generic[K, V]):
     def _report(self, problem: BaseException | None) -> None:
         if self.phase in (Phase.OPENING, Phase.CRASHED):
             self.error = problem
-        heard = self.phase is Phase.OPENING or (self._told and not self._pool.is_closed)
+        heard = self.phase is Phase.OPENING or (self._told and not self._pool._is_closed)
         if problem is not None and not heard:
             logger.error("the value of %r in %r failed", self.key, self._pool, exc_info=problem)
