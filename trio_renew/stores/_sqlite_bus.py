@@ -75,7 +75,7 @@ class SQLiteBus:
 
         async with open_sqlite_bus("/var/lib/app/bus.db") as bus:
             async with open_provider_cache(resolve, name="tenants", bus=bus) as cache:
-                await cache.delete("acme")  # in every process
+                cache.delete("acme")  # in every process
     """
 
     __slots__ = (

@@ -145,7 +145,7 @@ async def open_sqlite_bus(path: str | os.PathLike[str]) -> AsyncGenerator[SQLite
 
         async with open_sqlite_bus("/var/lib/app/bus.db") as bus:
             async with open_provider_cache(resolve, name="tenants", bus=bus) as cache:
-                await cache.delete("acme")  # in every process
+                cache.delete("acme")  # in every process
     """
     owner = Owner("sqlite bus", None, None)
     database = Database(owner, check_path(path))
