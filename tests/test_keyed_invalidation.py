@@ -721,3 +721,24 @@ async def test_a_message_in_a_closed_inbox_is_nothing() -> None:
 def test_after_a_fork_the_child_begins_anew() -> None:
     _after_fork()  # in a child of ours no line is measured
     assert invalidate_provider("a") is False
+
+
+def test_a_pool_hears_an_invalidation_from_another_thread_before_it_keeps_what_has_opened() -> None:
+    """In whatever order the run takes up the message and the opening that was under way when it came."""
+
+    @asynccontextmanager
+    async def values(key: str) -> AsyncGenerator[str, None]:
+        await trio.lowlevel.checkpoint()
+        thread = threading.Thread(target=invalidate_provider, args=(key,))
+        thread.start()
+        thread.join()
+        yield key
+
+    async def scenario() -> None:
+        async with open_provider_pool(values) as pool:
+            async with pool.borrow("a") as value:
+                assert value == "a"
+                assert len(pool) == 0
+            assert "a" not in pool
+
+    assert under_schedules(scenario, seeds=30).steps == 30
