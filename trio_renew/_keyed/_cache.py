@@ -31,7 +31,7 @@ from .._owner import call_user, check_async_function
 from .._values import check_seconds
 from ._entries import Entries, Entry
 from ._member import Member
-from ._rings import Wait, inside, refuse_own
+from ._rings import Inside, Wait, inside, refuse_own
 from ._ttl import check_count, check_fraction, read_ttl
 
 if TYPE_CHECKING:
@@ -79,10 +79,11 @@ class CacheStatus:
 class _Answer(Generic[V]):
     """What a resolution has returned: a None in it is an answer, too."""
 
-    __slots__ = ("tags", "value")
+    __slots__ = ("arrived_at", "tags", "value")
 
     def __init__(self, value: V) -> None:
         self.value = value
+        self.arrived_at = 0.0
         self.tags: tuple[str, ...] = ()
 
 
@@ -255,6 +256,7 @@ class ProviderCache(Member[K], Generic[K, V]):
             self._low = now
             self._touch(key)
             return entry.value
+        entry = None  # what it holds is not ours to keep while we wait
         return await self._obtain(key, waited=True)
 
     def get_nowait(self, key: K) -> V:
@@ -276,6 +278,7 @@ class ProviderCache(Member[K], Generic[K, V]):
             self._low = now
             self._touch(key)
             return entry.value
+        del entry  # not to be kept by an error's traceback
         return self._get_nowait(key)
 
     @enable_ki_protection
@@ -355,9 +358,10 @@ class ProviderCache(Member[K], Generic[K, V]):
         self._check()
         now = self._time.now()
         entry = self._live.get(key)
-        if entry is None or not now < entry.deadline:
-            raise trio.WouldBlock
-        return self._hit(key, entry, now)
+        if entry is not None and now < entry.deadline:
+            return self._hit(key, entry, now)
+        entry = None  # not to be kept by the error's traceback
+        raise trio.WouldBlock
 
     async def _obtain(self, key: K, *, waited: bool) -> V:
         """Get a value, by whatever it takes.
@@ -382,35 +386,58 @@ class ProviderCache(Member[K], Generic[K, V]):
                 self._renew(key, now)
                 return self._served_expired(key, entry, now)  # type: ignore[arg-type]
             waited = True
+            entry = None  # what it holds is not ours to keep while we wait
             flights = inside()
             flight = self._flights.get(key)
-            refuse_own(self, key, flights)
-            if flight is None:
-                flight = self._take(key, background=False)
-                with Wait(flights, flight):
-                    if self._after_claim is None:
-                        flight.launch()
-                    else:
-                        await flight.pass_hook(self._after_claim)
-                    await flight.wait()
-            elif flight.joinable:
-                with Wait(flights, flight):
-                    await flight.wait()
-            else:
-                with Wait(flights, flight):
-                    freed = await flight.wait_freed()
-                self._check()
-                if not freed:
-                    late = FetchTimeout(
-                        f"an earlier resolution of {key!r} did not end within {self._fetch_timeout:g} s"
-                    )
-                    return self._console(key, late)
+            if flight is not None and not flight.joinable:
+                if not await self._outwait(key, flight, flights):
+                    late = f"an earlier resolution of {key!r} did not end within {self._fetch_timeout:g} s"
+                    return self._console(key, FetchTimeout(late))
                 continue
-            self._check()
+            if flights or (flight is None and self._after_claim is not None):
+                flight = await self._join(key, flight, flights)
+            else:
+                if flight is None:
+                    flight = self._take(key, background=False)
+                    flight.launch()
+                # What Flight.wait() does, without its frame: ten thousand callers may come this way.
+                flight.waiting += 1
+                try:
+                    await flight.settled.wait()
+                except BaseException:
+                    flight.leave()
+                    raise
+                flight.waiting -= 1
+            if self._owner.closed:
+                self._owner.refuse()
+            if self._inbox:
+                self._empty_inbox()
             if flight.error is not None:
                 return self._console(key, flight.error, flight)
             if flight.held is not None:
                 return flight.held.value  # type: ignore[no-any-return]
+
+    async def _join(self, key: K, flight: Flight[Any, Any] | None, flights: Inside) -> Flight[Any, Any]:
+        """Wait on the flight of a key, claiming one where there is none: with a hook, or inside of other flights."""
+        refuse_own(self, key, flights)
+        claimed = flight is None
+        if flight is None:
+            flight = self._take(key, background=False)
+        with Wait(flights, flight):
+            if claimed and self._after_claim is not None:
+                await flight.pass_hook(self._after_claim)
+            elif claimed:
+                flight.launch()
+            await flight.wait()
+        return flight
+
+    async def _outwait(self, key: K, flight: Flight[Any, Any], flights: Inside) -> bool:
+        """Wait until a flight that nobody joins any more has unwound; False: it does not."""
+        refuse_own(self, key, flights)
+        with Wait(flights, flight):
+            freed = await flight.wait_freed()
+        self._check()
+        return freed
 
     def _hit(self, key: K, entry: Entry[V], now: float) -> V:
         self._touch(key)
@@ -433,13 +460,14 @@ class ProviderCache(Member[K], Generic[K, V]):
 
     def _console(self, key: K, error: BaseException, flight: Flight[Any, Any] | None = None) -> V:
         """Serve what may be served although the source failed, or raise the error."""
-        now = self._time.now()
+        now = self._time.last()
         entry = self._live.get(key)
         if entry is not None and not (flight is not None and flight.fenced):
             if now < entry.deadline:
                 return self._hit(key, entry, now)
             if now < entry.deadline + self._grace:
                 return self._served_expired(key, entry, now)
+        entry = None  # not to be kept by the error's traceback
         if flight is not None:
             flight.raise_error()
         raise error
@@ -471,12 +499,13 @@ class ProviderCache(Member[K], Generic[K, V]):
 
     def _accept(self, flight: Flight[Any, Any], key: K, answer: _Answer[V]) -> None:
         value = answer.value
-        if value is None:
-            if flight.state is State.LEFT:
-                raise LookupError("no value, and nobody waits to hear it")
-        else:
-            self._time.arrived()
+        if value is not None:
+            answer.arrived_at = self._time.arrived()
             self._offset = self._time.shift
+        elif flight.state is State.LEFT:
+            raise LookupError("no value, and nobody waits to hear it")
+        else:
+            answer.arrived_at = self._time.last()
         if self._tags is not None and not flight.fenced and self._life_of(value):
             answer.tags = _ask_tags(self._tags, key, value)
 
@@ -488,8 +517,9 @@ class ProviderCache(Member[K], Generic[K, V]):
         if not flight.fenced:
             if life:
                 self._generation += 1
-                self._entries.store(key, answer.value, self._time.last(), life, answer.tags)
-                if life < inf:
+                arrived_at = answer.arrived_at
+                self._entries.store(key, answer.value, arrived_at, life, answer.tags)
+                if self._sweep_alarm is None or arrived_at + life + self._grace < self._sweep_end:
                     self._watch()
             else:
                 self._entries.drop(key)

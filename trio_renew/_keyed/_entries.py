@@ -21,7 +21,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Hashable
 
 __all__ = ("Entries", "Entry")
 
@@ -139,17 +139,16 @@ class Entries(Generic[K, V]):
 
     # One entry
 
-    def store(self, key: K, value: V, now: float, life: float, tags: Iterable[str] = ()) -> None:
+    def store(self, key: K, value: V, now: float, life: float, tags: tuple[str, ...] = ()) -> None:
         """Put an entry in the place of what the key held, making room for it."""
         self.drop(key)
         while len(self.map) >= self._max:
             self._evict(now)
         entry = self.map[key] = self._kind(value, now, life, self._refresh_at)
         if life < inf:
-            self._place(key, entry)
-        names = tuple(dict.fromkeys(tags))
-        if names:
-            self._tags_of[key] = names
+            self._place(key, entry, now + life)
+        if tags:
+            self._tags_of[key] = names = tuple(dict.fromkeys(tags))
             for tag in names:
                 self._tagged.setdefault(tag, {})[key] = None
 
@@ -293,7 +292,7 @@ class Entries(Generic[K, V]):
 
     # Chunks
 
-    def _place(self, key: K, entry: Entry[V]) -> None:
+    def _place(self, key: K, entry: Entry[V], deadline: float) -> None:
         chunk = self._open
         if len(chunk.keys) >= SIZE:
             full, chunk = chunk, _Chunk()
@@ -308,8 +307,8 @@ class Entries(Generic[K, V]):
         chunk.keys.append(key)
         chunk.live += 1
         entry.chunk = chunk
-        deadline = entry.deadline
-        chunk.latest = max(chunk.latest, deadline)
+        if deadline > chunk.latest:
+            chunk.latest = deadline
         if deadline < chunk.soonest:
             self._announce(chunk, deadline)
 
@@ -324,7 +323,7 @@ class Entries(Generic[K, V]):
         chunk.keys = []
         chunk.live = 0
         for key, entry in entries.items():
-            self._place(key, entry)
+            self._place(key, entry, entry.deadline)
 
     def _purge(self) -> None:
         """Full chunks hold at least ``_SPARSE`` entries: a heap with many more items is full of stale ones."""
@@ -339,4 +338,4 @@ class Entries(Generic[K, V]):
         for key, entry in self.map.items():
             entry.chunk = None
             if entry.life < inf:
-                self._place(key, entry)
+                self._place(key, entry, entry.deadline)

@@ -51,15 +51,25 @@ class Timeline:
 
     def now(self) -> float:
         """Read the time line; may fail where a given clock does."""
-        return self._checked(self._clock.now())
+        now = self._clock.now() - self.shift
+        if self._goes_back:
+            self._follow(now)
+        return now
 
     def last(self) -> float:
         """Read it where nothing may fail."""
-        return self._checked(self._clock.last())
+        now = self._clock.last() - self.shift
+        if self._goes_back:
+            self._follow(now)
+        return now
 
-    def arrived(self) -> None:
-        """A fresh value arrives: from here on the wall clock is right."""
-        self.shift += self._clock.reanchor()
+    def arrived(self) -> float:
+        """A fresh value arrives: from here on the wall clock is right. Reads the time line."""
+        clock = self._clock
+        if not clock.wall_based:
+            return self.last()
+        self.shift += clock.reanchor()
+        return clock.anchor[0] - self.shift
 
     def elsewhere(self) -> float:
         """Read it from any thread, as well as that can be done."""
@@ -79,10 +89,7 @@ class Timeline:
             seconds = min(seconds, _LONGEST_SLEEP)
         return trio.current_time() + seconds
 
-    def _checked(self, reading: float) -> float:
-        now = reading - self.shift
-        if self._goes_back:
-            if now < self._latest:
-                self._rewind(now)
-            self._latest = now
-        return now
+    def _follow(self, now: float) -> None:
+        if now < self._latest:
+            self._rewind(now)
+        self._latest = now
