@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 import trio
 from trio.lowlevel import disable_ki_protection, enable_ki_protection
 
-from ._clock import Clock, under_test_clock
+from ._clock import Clock
 from ._events import Event, OwnerClosed, emit, logger
 
 if TYPE_CHECKING:
@@ -149,7 +149,6 @@ class Owner:
         "_tickets",
         "_timekeeping",
         "_token",
-        "_virtual",
         "clock",
         "closed",
         "name",
@@ -180,7 +179,6 @@ class Owner:
         self._crash: BaseException | None = None
         self._alarms: list[tuple[float, int, Alarm]] = []
         self._dead_alarms = 0
-        self._virtual = under_test_clock()
         self._tickets = count()
         self._sleeper: trio.CancelScope | None = None
         self._timekeeping = False
@@ -304,12 +302,11 @@ class Owner:
             heap[:] = [entry for entry in heap if entry[2].callback is not None]
             heapify(heap)
             self._dead_alarms = 0
-        if self._virtual:
-            self._drop_dead()
-            self._set_sleeper()
+        self._drop_dead()
+        self._set_sleeper()
 
     def _drop_dead(self) -> None:
-        # A test clock would jump to an alarm that is off. Elsewhere waking up once for nothing is cheaper than this.
+        # Nobody is woken for an alarm that is off.
         heap = self._alarms
         while heap and heap[0][2].callback is None:
             heappop(heap)
