@@ -9,7 +9,6 @@ Invariants:
 * A hit may skip the decision (:meth:`ProviderCache.get_nowait`) in the thread ``_fast_thread``, while the wall clock is
   not before ``_low`` and the entry is fresh. ``_offset`` is what has to be added to the time line to get the wall
   clock. As the wall clock may be stepped back, this ends after a second and is found right again by the next hit.
-* Correctness never depends on the sweeper: every call looks at the clock.
 """
 
 from __future__ import annotations
@@ -20,18 +19,19 @@ from random import random
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import attrs
 import trio
 from trio.lowlevel import checkpoint, checkpoint_if_cancelled, disable_ki_protection, enable_ki_protection
 
 from .._errors import FetchTimeout
-from .._events import FetchFailed, FetchStarted, FetchSucceeded, ServedExpired
-from .._flight import Flight, State
+from .._events import FetchFailed, FetchSucceeded, ServedExpired
+from .._flight import State
 from .._owner import call_user, check_async_function
 from .._values import check_seconds
 from ._entries import Entries, Entry
 from ._member import Member
-from ._rings import Inside, Wait, inside, refuse_own
+from ._rings import AnyFlight, Inside, Wait, inside, refuse_own
+from ._status import CacheStatus
+from ._sweeper import Sweeper
 from ._ttl import check_count, check_fraction, read_ttl
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .._owner import Alarm
     from ..abc import Bus
 
-__all__ = ("CacheStatus", "ProviderCache")
+__all__ = ("ProviderCache",)
 
 K = TypeVar("K", bound="Hashable")
 V = TypeVar("V")
@@ -51,29 +51,6 @@ V = TypeVar("V")
 _FAST_FOR = 1.0
 # Seconds between the end of a failed background resolution and the next one.
 _RETRY = 1.0
-# Seconds past its end after which an entry is released without being touched.
-_SLACK = 15.0
-
-
-@attrs.frozen
-class CacheStatus:
-    """A snapshot of a cache for people and dashboards. It holds no value.
-
-    Attributes:
-      name: The cache's name.
-      entries: How many live entries it has.
-      max_entries: How many it may have.
-      resolving: How many resolutions are in progress.
-      waiting: How many callers wait for them.
-      closed: Whether it has closed.
-    """
-
-    name: str | None
-    entries: int
-    max_entries: int
-    resolving: int
-    waiting: int
-    closed: bool
 
 
 class _Answer(Generic[V]):
@@ -85,47 +62,6 @@ class _Answer(Generic[V]):
         self.value = value
         self.arrived_at = 0.0
         self.tags: tuple[str, ...] = ()
-
-
-class _Home(Generic[K, V]):
-    """A key, as a flight sees it."""
-
-    __slots__ = ("_cancel_when_left", "_fetch_timeout", "_key", "member")
-
-    def __init__(self, cache: ProviderCache[K, V], key: K) -> None:
-        self.member = cache
-        self._key = key
-        self._fetch_timeout = cache._fetch_timeout
-        self._cancel_when_left = cache._cancel_when_left
-
-    def __repr__(self) -> str:
-        return repr(self.member)
-
-    def _flight_starts(self, flight: Flight[_Answer[V], _Answer[V]]) -> None:
-        """See :class:`~trio_renew._flight.Home`; so for the next ones."""
-        owner = self.member._owner
-        if owner.observe is not None:
-            owner.tell(FetchStarted(flight.reason, name=owner.name, key=self._key))
-
-    async def _flight_fetch(self, flight: Flight[_Answer[V], _Answer[V]]) -> _Answer[V] | None:
-        return _Answer(await call_user("resolve", self.member._resolve, self._key))
-
-    def _flight_accept(self, flight: Flight[_Answer[V], _Answer[V]], value: _Answer[V]) -> _Answer[V]:
-        self.member._accept(flight, self._key, value)
-        return value
-
-    async def _flight_keep(self, flight: Flight[_Answer[V], _Answer[V]], held: _Answer[V]) -> None:
-        pass
-
-    def _flight_succeeded(self, flight: Flight[_Answer[V], _Answer[V]], held: _Answer[V] | None) -> None:
-        assert held is not None
-        self.member._succeeded(flight, self._key, held)
-
-    def _flight_failed(self, flight: Flight[_Answer[V], _Answer[V]], error: BaseException) -> None:
-        self.member._failed(flight, self._key, error)
-
-    def _flight_release(self, flight: Flight[_Answer[V], _Answer[V]]) -> None:
-        self.member._released(flight, self._key)
 
 
 @disable_ki_protection
@@ -159,9 +95,7 @@ class ProviderCache(Member[K], Generic[K, V]):
         "_negative_ttl",
         "_offset",
         "_resolve",
-        "_sweep_alarm",
-        "_sweep_end",
-        "_sweeping",
+        "_sweeper",
         "_tags",
         "_touch",
         "_ttl",
@@ -217,9 +151,7 @@ class ProviderCache(Member[K], Generic[K, V]):
         self._low = inf
         self._offset = 0.0
         self._fast_alarm: Alarm | None = None
-        self._sweep_alarm: Alarm | None = None
-        self._sweep_end = inf
-        self._sweeping = False
+        self._sweeper = Sweeper(self._owner, self._time, self._entries)
 
     # What users call
 
@@ -322,7 +254,7 @@ class ProviderCache(Member[K], Generic[K, V]):
             self._entries.limit(seconds)
         else:
             self._entries.clear()
-        self._watch()
+        self._sweeper.watch()
 
     def status(self) -> CacheStatus:
         """Take a snapshot. Never a checkpoint; works on a closed cache."""
@@ -398,7 +330,7 @@ class ProviderCache(Member[K], Generic[K, V]):
                 flight = await self._join(key, flight, flights)
             else:
                 if flight is None:
-                    flight = self._take(key, background=False)
+                    flight = self._claim(key, "absent")
                     flight.launch()
                 # What Flight.wait() does, without its frame: ten thousand callers may come this way.
                 flight.waiting += 1
@@ -417,12 +349,12 @@ class ProviderCache(Member[K], Generic[K, V]):
             if flight.held is not None:
                 return flight.held.value  # type: ignore[no-any-return]
 
-    async def _join(self, key: K, flight: Flight[Any, Any] | None, flights: Inside) -> Flight[Any, Any]:
+    async def _join(self, key: K, flight: AnyFlight | None, flights: Inside) -> AnyFlight:
         """Wait on the flight of a key, claiming one where there is none: with a hook, or inside of other flights."""
         refuse_own(self, key, flights)
         claimed = flight is None
         if flight is None:
-            flight = self._take(key, background=False)
+            flight = self._claim(key, "absent")
         with Wait(flights, flight):
             if claimed and self._after_claim is not None:
                 await flight.pass_hook(self._after_claim)
@@ -431,7 +363,7 @@ class ProviderCache(Member[K], Generic[K, V]):
             await flight.wait()
         return flight
 
-    async def _outwait(self, key: K, flight: Flight[Any, Any], flights: Inside) -> bool:
+    async def _outwait(self, key: K, flight: AnyFlight, flights: Inside) -> bool:
         """Wait until a flight that nobody joins any more has unwound; False: it does not."""
         refuse_own(self, key, flights)
         with Wait(flights, flight):
@@ -456,9 +388,9 @@ class ProviderCache(Member[K], Generic[K, V]):
         """Start a background resolution, where none is in progress and the last failure is long enough ago."""
         failed_at = self._entries.failed_at.get(key, -inf)
         if key not in self._flights and now >= failed_at + _RETRY:
-            self._take(key, background=True).launch()
+            self._claim(key, "aging", self._after_claim).launch()
 
-    def _console(self, key: K, error: BaseException, flight: Flight[Any, Any] | None = None) -> V:
+    def _console(self, key: K, error: BaseException, flight: AnyFlight | None = None) -> V:
         """Serve what may be served although the source failed, or raise the error."""
         now = self._time.last()
         entry = self._live.get(key)
@@ -476,19 +408,6 @@ class ProviderCache(Member[K], Generic[K, V]):
         self._owner.tell(ServedExpired(now - entry.deadline, name=self._owner.name, key=key))
         return entry.value
 
-    def _take(self, key: K, *, background: bool) -> Flight[Any, Any]:
-        home: _Home[K, V] = _Home(self, key)
-        flight: Flight[_Answer[V], _Answer[V]] = Flight(
-            self._owner,
-            home,
-            reason="aging" if background else "absent",
-            generation=self._generation,
-            background=background,
-            after_claim=self._after_claim if background else None,
-        )
-        self._flights[key] = flight
-        return flight
-
     # What flights ask
 
     def _life_of(self, value: V) -> float:
@@ -497,7 +416,10 @@ class ProviderCache(Member[K], Generic[K, V]):
             return min(self._negative_ttl, self._ttl)
         return self._ttl if self._ttl == inf or not self._jitter else self._ttl * (1.0 - random() * self._jitter)
 
-    def _accept(self, flight: Flight[Any, Any], key: K, answer: _Answer[V]) -> None:
+    async def _fetch(self, flight: AnyFlight, key: K) -> _Answer[V]:
+        return _Answer(await call_user("resolve", self._resolve, key))
+
+    def _accept(self, flight: AnyFlight, key: K, answer: _Answer[V]) -> None:
         value = answer.value
         if value is not None:
             answer.arrived_at = self._time.arrived()
@@ -509,7 +431,7 @@ class ProviderCache(Member[K], Generic[K, V]):
         if self._tags is not None and not flight.fenced and self._life_of(value):
             answer.tags = _ask_tags(self._tags, key, value)
 
-    def _succeeded(self, flight: Flight[Any, Any], key: K, answer: _Answer[V]) -> None:
+    def _succeeded(self, flight: AnyFlight, key: K, answer: _Answer[V]) -> None:
         if self._inbox:
             self._empty_inbox()
         life = self._life_of(answer.value)
@@ -519,8 +441,8 @@ class ProviderCache(Member[K], Generic[K, V]):
                 self._generation += 1
                 arrived_at = answer.arrived_at
                 self._entries.store(key, answer.value, arrived_at, life, answer.tags)
-                if self._sweep_alarm is None or arrived_at + life + self._grace < self._sweep_end:
-                    self._watch()
+                if arrived_at + life + self._grace < self._sweeper.next_end:
+                    self._sweeper.watch()
             else:
                 self._entries.drop(key)
             generation = self._generation
@@ -529,7 +451,7 @@ class ProviderCache(Member[K], Generic[K, V]):
             remaining = None if life == inf or (answer.value is None and not life) else life
             owner.tell(FetchSucceeded(flight.reason, flight.duration, remaining, generation, name=owner.name, key=key))
 
-    def _failed(self, flight: Flight[Any, Any], key: K, error: BaseException) -> None:
+    def _failed(self, flight: AnyFlight, key: K, error: BaseException) -> None:
         if self._inbox:
             self._empty_inbox()
         remaining = next_attempt_at = None
@@ -590,36 +512,6 @@ class ProviderCache(Member[K], Generic[K, V]):
     def _slow_down(self) -> None:
         self._fast_alarm = None
         self._shut()
-
-    # The sweeper
-
-    def _watch(self) -> None:
-        """See to it that what ends is released, if nobody touches it."""
-        end = self._entries.next_end()
-        if self._sweeping or self._owner.closed or (self._sweep_alarm is not None and end >= self._sweep_end):
-            return
-        if self._sweep_alarm is not None:
-            self._sweep_alarm.cancel()
-            self._sweep_alarm = None
-        self._sweep_end = end
-        if end < inf:
-            self._sweep_alarm = self._owner.alarm(self._time.wake_at(end + _SLACK), self._start_sweeping)
-
-    def _start_sweeping(self) -> None:
-        self._sweep_alarm = None
-        if self._entries.sweep(self._time.last()):
-            self._sweeping = True
-            self._owner.start(self._sweep, "sweeper")
-        else:
-            self._watch()
-
-    async def _sweep(self) -> None:
-        with trio.CancelScope(shield=True):
-            # One piece at a time: nobody has to wait for all of it.
-            while not self._owner.closed and self._entries.sweep(self._time.last()):  # noqa: ASYNC110 - it works, not waits
-                await checkpoint()
-        self._sweeping = False
-        self._watch()
 
     # The end
 

@@ -23,16 +23,18 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from .._events import Cleared, StorageFailed, logger
+from .._flight import Flight
 from .._owner import Owner, hosting
 from .._values import check_seconds
+from ._home import Home
 from ._time import Timeline
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Hashable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
 
-    from .._events import Event
-    from .._flight import Flight
+    from .._events import Event, Reason
     from ..abc import Bus
+    from ._rings import AnyFlight
 
 __all__ = ("Member", "What", "clear_provider_caches", "hosting_member", "invalidate_provider")
 
@@ -192,9 +194,9 @@ class Member(ABC, Generic[K]):
         self._bus = bus
         self._ear = _Ear(self)
         self._generation: int = 0
-        self._flights: dict[K, Flight[Any, Any]] = {}
+        self._flights: dict[K, AnyFlight] = {}
         #: Flights that were invalidated and go on for those who joined them.
-        self._fenced: set[Flight[Any, Any]] = set()
+        self._fenced: set[AnyFlight] = set()
 
     def __bool__(self) -> bool:
         return True
@@ -344,7 +346,36 @@ class Member(ABC, Generic[K]):
             self._owner.tell(Cleared(self._generation, name=self._owner.name, key=key if what == "key" else None))
         return count
 
-    def _released(self, flight: Flight[Any, Any], key: K) -> None:
+    def _claim(
+        self, key: K, reason: Reason, background_hook: Callable[[], Awaitable[object]] | None = None
+    ) -> AnyFlight:
+        """Claim the flight of a key, which has none: for a caller, or ("aging") for the background, with its hook."""
+        flight: AnyFlight = Flight(
+            self._owner,
+            Home(self, key),
+            reason=reason,
+            generation=self._generation,
+            background=reason == "aging",
+            after_claim=background_hook,
+        )
+        self._flights[key] = flight
+        return flight
+
+    @abstractmethod
+    async def _fetch(self, flight: AnyFlight, key: K) -> Any:
+        """See :class:`~._home.Keeper`; so for the next ones."""
+        ...
+
+    @abstractmethod
+    def _accept(self, flight: AnyFlight, key: K, value: Any, /) -> None: ...
+
+    @abstractmethod
+    def _succeeded(self, flight: AnyFlight, key: K, held: Any, /) -> None: ...
+
+    @abstractmethod
+    def _failed(self, flight: AnyFlight, key: K, error: BaseException) -> None: ...
+
+    def _released(self, flight: AnyFlight, key: K) -> None:
         """A flight is over."""
         if self._flights.get(key) is flight:
             del self._flights[key]

@@ -18,19 +18,19 @@ from collections import OrderedDict
 from contextlib import AbstractAsyncContextManager
 from inspect import iscoroutinefunction
 from math import inf
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-import attrs
 import trio
 from trio.lowlevel import checkpoint, checkpoint_if_cancelled, enable_ki_protection
 
 from .._errors import FetchTimeout
-from .._events import FetchFailed, FetchStarted, FetchSucceeded
-from .._flight import Flight, State
+from .._events import FetchFailed, FetchSucceeded
+from .._flight import State
 from .._values import check_seconds
 from ._member import Member
 from ._resident import Phase, Resident
-from ._rings import Wait, inside, refuse_own
+from ._rings import AnyFlight, Wait, inside, refuse_own
+from ._status import PoolStatus
 from ._ttl import check_count, read_ttl
 
 if TYPE_CHECKING:
@@ -41,87 +41,10 @@ if TYPE_CHECKING:
     from .._owner import Alarm
     from ..abc import Bus
 
-__all__ = ("Borrow", "PoolStatus", "ProviderPool")
+__all__ = ("Borrow", "ProviderPool")
 
 K = TypeVar("K", bound="Hashable")
 V = TypeVar("V")
-
-
-@attrs.frozen
-class PoolStatus:
-    """A snapshot of a pool for people and dashboards. It holds no value.
-
-    Attributes:
-      name: The pool's name.
-      entries: How many values are open and not retired.
-      max_entries: How many of them there may be, but for what is borrowed.
-      borrowed: How many borrowers there are, those of retired values included.
-      opening: How many openings are in progress.
-      closed: Whether the pool has closed.
-    """
-
-    name: str | None
-    entries: int
-    max_entries: int
-    borrowed: int
-    opening: int
-    closed: bool
-
-
-class _Home(Generic[K, V]):
-    """A key, as a flight sees it."""
-
-    __slots__ = ("_cancel_when_left", "_fetch_timeout", "_key", "member")
-
-    def __init__(self, pool: ProviderPool[K, V], key: K) -> None:
-        self.member = pool
-        self._key = key
-        self._fetch_timeout = pool._fetch_timeout
-        self._cancel_when_left = True
-
-    def __repr__(self) -> str:
-        return repr(self.member)
-
-    def _flight_starts(self, flight: Flight[Resident[K, V], Resident[K, V]]) -> None:
-        """See :class:`~trio_renew._flight.Home`; so for the next ones."""
-        owner = self.member._owner
-        owner.tell(FetchStarted(flight.reason, name=owner.name, key=self._key))
-
-    async def _flight_fetch(self, flight: Flight[Resident[K, V], Resident[K, V]]) -> Resident[K, V]:
-        resident = self.member._move_in(flight, self._key)
-        try:
-            await resident.opened.wait()
-        except BaseException:
-            resident.dismiss()
-            with trio.CancelScope(shield=True):
-                await resident.gone.wait()
-            raise
-        if resident.phase is not Phase.OPEN:
-            # Where there is no error it has been closed again: then we are cancelled, too, and go no further.
-            await resident.gone.wait()
-            resident.raise_error()
-        return resident
-
-    def _flight_accept(self, flight: Flight[Resident[K, V], Resident[K, V]], value: Resident[K, V]) -> Resident[K, V]:
-        if flight.state is State.LEFT:
-            value.dismiss()
-            raise LookupError("it has opened, but everybody has left")
-        self.member._time.arrived()
-        return value
-
-    async def _flight_keep(self, flight: Flight[Resident[K, V], Resident[K, V]], held: Resident[K, V]) -> None:
-        pass
-
-    def _flight_succeeded(self, flight: Flight[Resident[K, V], Resident[K, V]], held: Resident[K, V] | None) -> None:
-        assert held is not None
-        self.member._succeeded(flight, held)
-
-    def _flight_failed(self, flight: Flight[Resident[K, V], Resident[K, V]], error: BaseException) -> None:
-        owner = self.member._owner
-        owner.tell(FetchFailed(flight.reason, flight.duration, error, None, None, name=owner.name, key=self._key))
-
-    def _flight_release(self, flight: Flight[Resident[K, V], Resident[K, V]]) -> None:
-        self.member._released(flight, self._key)
 
 
 class Borrow(AbstractAsyncContextManager[V, bool | None], Generic[K, V]):
@@ -306,10 +229,7 @@ class ProviderPool(Member[K], Generic[K, V]):
             flight = self._flights.get(key)
             refuse_own(self, key, flights)
             if flight is None:
-                flight = Flight(
-                    self._owner, _Home(self, key), reason="absent", generation=self._generation, background=False
-                )
-                self._flights[key] = flight
+                flight = self._claim(key, "absent")
                 flight.launch()
             if not flight.joinable:
                 with Wait(flights, flight):
@@ -344,30 +264,48 @@ class ProviderPool(Member[K], Generic[K, V]):
 
     # What flights ask
 
-    def _move_in(self, flight: Flight[Any, Any], key: K) -> Resident[K, V]:
+    async def _fetch(self, flight: AnyFlight, key: K) -> Resident[K, V]:
         assert flight.started_at is not None
         resident = Resident(self, key, self._open_value, flight, flight.started_at + self._fetch_timeout)
         self._owner.start(resident.run, "value")
+        try:
+            await resident.opened.wait()
+        except BaseException:
+            resident.dismiss()
+            with trio.CancelScope(shield=True):
+                await resident.gone.wait()
+            raise
+        if resident.phase is not Phase.OPEN:
+            # Where there is no error it has been closed again: then we are cancelled, too, and go no further.
+            await resident.gone.wait()
+            resident.raise_error()
         return resident
 
-    def _succeeded(self, flight: Flight[Any, Any], resident: Resident[K, V]) -> None:
+    def _accept(self, flight: AnyFlight, key: K, value: Resident[K, V]) -> None:
+        if flight.state is State.LEFT:
+            value.dismiss()
+            raise LookupError("it has opened, but everybody has left")
+        value.stored = self._time.arrived()
+
+    def _failed(self, flight: AnyFlight, key: K, error: BaseException) -> None:
+        owner = self._owner
+        owner.tell(FetchFailed(flight.reason, flight.duration, error, None, None, name=owner.name, key=key))
+
+    def _succeeded(self, flight: AnyFlight, key: K, held: Resident[K, V]) -> None:
         if self._inbox:
             self._empty_inbox()
-        resident.stored = self._time.last()
         generation = flight.generation
         if flight.fenced or not self._ttl:
-            resident.retired = True
+            held.retired = True
         else:
             self._generation += 1
             generation = self._generation
-            self._open[resident.key] = resident
+            self._open[key] = held
             self._shrink()
             self._watch()
         owner = self._owner
         remaining = None if self._ttl == inf else self._ttl
-        owner.tell(
-            FetchSucceeded(flight.reason, flight.duration, remaining, generation, name=owner.name, key=resident.key)
-        )
+        owner.tell(FetchSucceeded(flight.reason, flight.duration, remaining, generation, name=owner.name, key=key))
 
     # What residents tell
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ._member import Member
 
-__all__ = ("Inside", "Wait", "inside", "refuse_own")
+__all__ = ("AnyFlight", "Inside", "Wait", "inside", "refuse_own")
 
 AnyFlight: TypeAlias = Flight[Any, Any]
 #: The flights inside of which a task runs, outermost first.
