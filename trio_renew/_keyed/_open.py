@@ -173,7 +173,7 @@ async def open_provider_cache(
 
 @owning
 async def open_provider_pool(
-    open_value: Callable[[K], AbstractAsyncContextManager[V, bool | None]],
+    open_value: Callable[[K], AbstractAsyncContextManager[V]],
     *,
     ttl: float | bool = True,
     idle_timeout: float = 300.0,

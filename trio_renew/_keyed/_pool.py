@@ -47,7 +47,7 @@ K = TypeVar("K", bound="Hashable")
 V = TypeVar("V")
 
 
-class Borrow(AbstractAsyncContextManager[V, bool | None], Generic[K, V]):
+class Borrow(AbstractAsyncContextManager[V], Generic[K, V]):
     """The time for which somebody has a value: what :meth:`ProviderPool.borrow` returns, for one ``async with``."""
 
     __slots__ = ("_key", "_pool", "_resident", "_scope")
@@ -97,8 +97,7 @@ class Borrow(AbstractAsyncContextManager[V, bool | None], Generic[K, V]):
                     resident.error.__context__ = own
         raise trio.ClosedResourceError(f"{self._pool!r} is closed") from None
 
-    def cancel(self) -> None:
-        """End the block."""
+    def _cancel(self) -> None:
         assert self._scope is not None
         self._scope.cancel()
 
@@ -124,7 +123,7 @@ class ProviderPool(Member[K], Generic[K, V]):
 
     def __init__(
         self,
-        open_value: Callable[[K], AbstractAsyncContextManager[V, bool | None]],
+        open_value: Callable[[K], AbstractAsyncContextManager[V]],
         *,
         ttl: float | bool,
         idle_timeout: float,
@@ -157,7 +156,7 @@ class ProviderPool(Member[K], Generic[K, V]):
 
     # What users call
 
-    def borrow(self, key: K) -> Borrow[K, V]:
+    def borrow(self, key: K) -> AbstractAsyncContextManager[V]:
         """Have a value for the time of an ``async with`` block, opening it first where it is not open.
 
         Entering is exactly one checkpoint when it is open; leaving is none. Cancelled while entering, nothing is

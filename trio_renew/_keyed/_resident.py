@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     from typing import NoReturn, Protocol
 
     from .._flight import Flight
-    from ._pool import Borrow
+
+    class Holder(Protocol):
+        """Somebody who has a value."""
+
+        def _cancel(self) -> None:
+            """End its block."""
 
     class Landlord(Protocol):
         """What a resident tells its pool; all of it synchronous."""
@@ -166,7 +171,7 @@ class Resident(Generic[K, V]):
         self.stored: float = 0.0
         self.idle_since: float = 0.0
         self.retired: bool = False
-        self.borrows: dict[Borrow[Any, V], None] = {}
+        self.borrows: dict[Holder, None] = {}
         self.error: BaseException | None = None
         self.opened: trio.Event = trio.Event()
         self.gone: trio.Event = trio.Event()
@@ -199,7 +204,7 @@ class Resident(Generic[K, V]):
         """Cancel the blocks of those who have it, and wait until they have left."""
         while self.borrows:
             for borrow in self.borrows:
-                borrow.cancel()
+                borrow._cancel()
             self._returned = trio.Event()
             await self._returned.wait()
 
@@ -209,7 +214,7 @@ class Resident(Generic[K, V]):
         self._leave.set()
         await self.gone.wait()
 
-    def give_back(self, borrow: Borrow[Any, V]) -> None:
+    def give_back(self, borrow: Holder) -> None:
         """Somebody leaves."""
         del self.borrows[borrow]
         if not self.borrows and self._returned is not None:
