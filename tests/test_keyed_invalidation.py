@@ -742,3 +742,26 @@ def test_a_pool_hears_an_invalidation_from_another_thread_before_it_keeps_what_h
             assert "a" not in pool
 
     assert under_schedules(scenario, seeds=30).steps == 30
+
+
+async def test_a_fenced_resolution_that_fails_does_not_hold_up_the_next_renewal(autojump_clock: MockClock) -> None:
+    script: ScriptedFetch[Any] = ScriptedFetch(Block(ValueError()), "A", "B")
+
+    async def resolve(key: str) -> str:
+        return await script()
+
+    async def fail() -> None:
+        with pytest.raises(ValueError):
+            await cache.get("a")
+
+    async with open_provider_cache(resolve, ttl=1.0, refresh_at=0.5) as cache, trio.open_nursery() as nursery:
+        nursery.start_soon(fail)
+        await wait_all_tasks_blocked()
+        cache.delete("a")
+        await cache.get("a")
+        await trio.sleep(0.25)
+        script.release()
+        await trio.sleep(0.25)
+        assert cache.get_nowait("a") == "A"
+        await wait_all_tasks_blocked()
+        assert cache.get_nowait("a") == "B"

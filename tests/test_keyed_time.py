@@ -213,3 +213,19 @@ async def test_the_pools_values_expire_under_trios_own_clock(wall: Wall) -> None
         async with pool.borrow("b"):
             wall.step = 10.0
             assert "b" not in pool
+
+
+async def test_hits_that_skip_the_decision_are_uses_all_the_same() -> None:
+    async with open_provider_cache(Source(), max_entries=2) as cache:
+        for use in ("get_nowait", "get"):
+            for key in "ab":
+                await cache.get(key)
+            cache.get_nowait("b")
+            assert cache._fast_thread
+            if use == "get":
+                await cache.get("a")
+            else:
+                cache.get_nowait("a")
+            await cache.get("c")
+            assert ("a" in cache, "b" in cache, "c" in cache) == (True, False, True)
+            cache.clear()
