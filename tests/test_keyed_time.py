@@ -45,12 +45,12 @@ class Source:
         return f"{key}#{self.calls.count(key)}"
 
 
-async def test_hits_under_trios_own_clock() -> None:
-    async with open_provider_cache(Source(), ttl=0.2) as cache:
+async def test_hits_under_trios_own_clock(wall: Wall) -> None:
+    async with open_provider_cache(Source(), ttl=100.0) as cache:
         for _ in range(3):
             assert await cache.get("a") == "a#1"
             assert cache.get_nowait("a") == "a#1"
-        await trio.sleep(0.21)
+        wall.step = 100.0
         with pytest.raises(trio.WouldBlock):
             cache.get_nowait("a")
         assert await cache.get("a") == "a#2"
@@ -84,14 +84,14 @@ async def test_it_is_dropped_between_the_checkpoint_and_the_answer() -> None:
             await cache.get("a")
 
 
-@pytest.mark.parametrize("step", [-3600.0, -0.25])
+@pytest.mark.parametrize("step", [-3600.0, -0.75])
 async def test_a_wall_clock_that_is_stepped_back_prolongs_nothing(step: float, wall: Wall) -> None:
-    async with open_provider_cache(Source(), ttl=0.3) as cache:
+    async with open_provider_cache(Source(), ttl=1.0) as cache:
         await cache.get("a")
         cache.get_nowait("a")
         cache.get_nowait("a")
         wall.step = step
-        await trio.sleep(0.31)
+        await trio.sleep(1.01)
         if step == -3600.0:
             with pytest.raises(trio.WouldBlock):
                 cache.get_nowait("a")
@@ -105,7 +105,7 @@ async def test_a_wall_clock_that_is_stepped_back_prolongs_nothing(step: float, w
 
 
 async def test_a_wall_clock_that_is_behind_still_serves_hits_fast(wall: Wall) -> None:
-    async with open_provider_cache(Source(), ttl=0.4) as cache:
+    async with open_provider_cache(Source(), ttl=1.0) as cache:
         await cache.get("a")
         wall.step = -100.0
         await trio.sleep(0.1)
@@ -113,7 +113,7 @@ async def test_a_wall_clock_that_is_behind_still_serves_hits_fast(wall: Wall) ->
         assert cache._fast_thread
         assert cache._offset == pytest.approx(-100.0, abs=0.05)
         cache.get_nowait("a")
-        await trio.sleep(0.31)
+        await trio.sleep(0.91)
         with pytest.raises(trio.WouldBlock):
             cache.get_nowait("a")
 
