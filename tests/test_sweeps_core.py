@@ -325,6 +325,22 @@ def test_interrupted_with_a_hook_and_a_failing_source() -> None:
     assert report.steps > 300
 
 
+def test_an_interrupt_in_get_nowait_does_not_wedge_the_refresh_that_it_starts() -> None:
+    async def scenario() -> None:
+        fetch = ScriptedFetch(then=Token("a", 60.0))
+        async with open_provider(fetch, policy=POLICY) as provider:
+            await trio.sleep(50)
+            try:
+                provider.get_nowait()
+            except KeyboardInterrupt:
+                pass
+            await trio.sleep(70)
+            with trio.fail_after(1):
+                await provider.get()
+
+    assert interrupt_at_every_line(scenario, within=trio_renew).steps > 100
+
+
 def test_under_many_schedules() -> None:
     async def scenario() -> None:
         fetch = ScriptedFetch(then=Sleep(0.2, "a"))

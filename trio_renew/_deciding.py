@@ -165,6 +165,7 @@ class Deciding(Generic[T]):
     def _used(self, now: float) -> None:
         """Somebody wants the value."""
 
+    @enable_ki_protection
     def _get_nowait(self) -> T:
         self._owner.check()
         now = self._clock.now()
