@@ -70,7 +70,7 @@ class Sweeper:
 
     async def _sweep(self) -> None:
         with trio.CancelScope(shield=True):
-            while not self._owner.closed and self._entries.sweep(self._time.last()):
+            while not self._owner.closed and self._entries.sweep(self._time.last()):  # noqa: ASYNC110 - a slice a turn
                 await checkpoint()
         self._sweeping = False
         self.watch()
