@@ -227,7 +227,7 @@ async def pause(clock: trio.testing.MockClock, number: int, now: Callable[[], in
     async with open_provider_cache(resolve, ttl=LIFE, max_entries=100_000) as cache:
         if number:
             put(cache, shuffled(number))
-            cache._watch()
+            cache._sweeper.watch()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(probe)
             await trio.lowlevel.checkpoint()
