@@ -13,6 +13,7 @@ from ._contracts import StorageContract as StorageContract, check_contract as ch
 from ._handoff import Handoff as Handoff, all_claims as all_claims
 from ._interrupts import interrupt_at_every_line as interrupt_at_every_line
 from ._report import SweepFailure as SweepFailure, SweepReport as SweepReport
+from ._schedules import under_every_schedule as under_every_schedule, under_schedules as under_schedules
 from ._scripted import (
     Block as Block,
     ScriptedFetch as ScriptedFetch,
@@ -24,7 +25,6 @@ from ._scripted import (
 from ._sweeps import (
     cancel_at_every_checkpoint as cancel_at_every_checkpoint,
     do_at_every_checkpoint as do_at_every_checkpoint,
-    under_schedules as under_schedules,
 )
 from ._until import until as until
 from ._victim import victim as victim
@@ -49,6 +49,7 @@ __all__ = (
     "check_contract",
     "do_at_every_checkpoint",
     "interrupt_at_every_line",
+    "under_every_schedule",
     "under_schedules",
     "until",
     "victim",

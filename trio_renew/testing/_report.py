@@ -27,13 +27,23 @@ class SweepFailure(AssertionError):
         then it fails undisturbed, or under a schedule.
       seed: The seed of the run's schedule.
       place: ``file:line`` where the victim stood, or the line that was interrupted; None when nothing was disturbed.
+      choices: Of `under_every_schedule`: who went first each time that there was a choice; otherwise None.
     """
 
-    def __init__(self, message: str, *, step: int | None = None, seed: int = 0, place: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        step: int | None = None,
+        seed: int = 0,
+        place: str | None = None,
+        choices: tuple[int, ...] | None = None,
+    ) -> None:
         super().__init__(message)
         self.step = step
         self.seed = seed
         self.place = place
+        self.choices = choices
 
 
 class MisusedVictim(SweepFailure, RuntimeError):

@@ -8,7 +8,6 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 from . import _internals, _places
@@ -18,7 +17,7 @@ from ._runs import ActingRun, NotAsync, Run, leaves
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ("cancel_at_every_checkpoint", "do_at_every_checkpoint", "under_schedules")
+__all__ = ("cancel_at_every_checkpoint", "do_at_every_checkpoint")
 
 T = TypeVar("T")
 
@@ -57,7 +56,15 @@ def _summary(error: BaseException) -> str:
     return type(inner).__name__ + (f": {first_line}" if first_line else "")
 
 
-def raise_finding(run: Run, *, when: str, again: str, seed: int = 0, step: int | None = None) -> None:
+def raise_finding(
+    run: Run,
+    *,
+    when: str,
+    again: str,
+    seed: int = 0,
+    step: int | None = None,
+    choices: tuple[int, ...] | None = None,
+) -> None:
     """Raise what went wrong in a run, if anything did.
 
     Args:
@@ -66,6 +73,7 @@ def raise_finding(run: Run, *, when: str, again: str, seed: int = 0, step: int |
       again: The call that repeats just this one.
       seed: The run's seed.
       step: The step at which it was disturbed.
+      choices: The run's schedule, where it is not given by the seed.
     """
     __tracebackhide__ = True
     cause, run.error = run.error, None
@@ -77,14 +85,14 @@ def raise_finding(run: Run, *, when: str, again: str, seed: int = 0, step: int |
         return
     if isinstance(cause, NotAsync):
         raise cause
-    lines = [f"{when} (seed {seed}): {what}"]
+    lines = [f"{when} (seed {seed}): {what}" if choices is None else f"{when}: {what}"]
     if run.struck:
         lines.append(f"  disturbed at {run.place}")
     lines.append(f"  just this one again: {again}")
     misused = cause is not None and any(isinstance(leaf, TwoVictims) for leaf in leaves(cause))
     kind = MisusedVictim if misused else SweepFailure
     try:
-        raise kind("\n".join(lines), step=step, seed=seed, place=run.place) from cause
+        raise kind("\n".join(lines), step=step, seed=seed, place=run.place, choices=choices) from cause
     finally:
         del cause
 
@@ -249,58 +257,6 @@ def do_at_every_checkpoint(
         return ActingRun(scenario, check, action, **options)
 
     return _sweep("do_at_every_checkpoint", arguments(scenario, action, check), make, only=only, limit=limit, seed=seed)
-
-
-def under_schedules(
-    scenario: Callable[[], Awaitable[T]],
-    check: Callable[..., object] | None = None,
-    *,
-    seeds: int | Iterable[int] = 100,
-) -> SweepReport:
-    """Run a scenario under many orders in which Trio may run its tasks.
-
-    Trio runs the tasks that can go on in a random order. Each seed fixes one such order, and `random` with it.
-
-    Args:
-      scenario: An async function of no arguments, which makes what it uses anew for each run.
-      check: What must hold after each run, sync or async; called in the same run when the scenario is over, with
-        what that returned if it takes an argument.
-      seeds: How many seeds to try, from 0 on, or which.
-
-    Returns:
-      How many schedules there were.
-
-    Raises:
-      SweepFailure: The scenario or the check raises something, or a run never ends. It names the seed.
-      ValueError: There is no seed.
-      KeyboardInterrupt, SystemExit: As raised by the scenario; a group that holds one leaves as it is.
-      RuntimeError: Inside of a Trio run, or while another sweep is going on.
-
-    Example::
-
-        under_schedules(scenario)                 # seeds 0 to 99
-        under_schedules(scenario, seeds=[17])     # just the one that failed
-    """
-    __tracebackhide__ = True
-    check_functions(scenario=scenario, check=check)
-    chosen: list[int]
-    if isinstance(seeds, Iterable):
-        chosen = list(seeds)
-        for seed in chosen:
-            check_number("seeds", seed)
-    else:  # or nothing of the kind
-        check_number("seeds", seeds, 1)
-        chosen = list(range(seeds))
-    if not chosen:
-        raise ValueError("seeds: at least one is needed")
-    with _internals.borrowed_state("under_schedules") as seed_all:
-        for seed in chosen:
-            run = Run(scenario, check)
-            seed_all(seed)
-            run.go()
-            again = f"under_schedules({arguments(scenario, check)}, seeds=[{seed}])"
-            raise_finding(run, when="a schedule of under_schedules fails", again=again, seed=seed)
-    return SweepReport(len(chosen))
 
 
 def arguments(*functions: object) -> str:
