@@ -105,10 +105,11 @@ class Clock:
         """Take the wall clock's word from here on, where it counts at all. Returns by how much the time moved."""
         if not self.wall_based:
             return 0.0
-        before = self._later_of_both() if self._since else None
-        self._wall = time.time()
-        self._since = trio.current_time()
-        return 0.0 if before is None else self._wall - before
+        wall, since = time.time(), trio.current_time()
+        # The reading that this one replaces; none the first time.
+        before = max(wall, self._wall + (since - self._since)) if self._since else wall
+        self._wall, self._since = wall, since
+        return wall - before
 
     def _read_given(self) -> float:
         now = self._given()

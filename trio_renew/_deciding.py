@@ -357,10 +357,11 @@ class Deciding(Generic[T]):
 
     def _flight_starts(self, flight: Flight[T, Held[T]]) -> None:
         """See :class:`~trio_renew._flight.Home`; so for the next ones."""
+        flight.issued_at = self._clock.now()
         self._owner.tell(FetchStarted(flight.reason, name=self._owner.name))
 
-    async def _flight_fetch(self, flight: Flight[T, Held[T]]) -> T | None:
-        return await call_user("fetch", self._fetch)
+    def _flight_fetch(self, flight: Flight[T, Held[T]]) -> Awaitable[T | None]:
+        return call_user("fetch", self._fetch)
 
     def _flight_accept(self, flight: Flight[T, Held[T]], value: T) -> Held[T]:
         self._reanchor()

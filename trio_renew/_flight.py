@@ -78,10 +78,11 @@ class Home(Protocol[T, H]):
     _cancel_when_left: bool
 
     def _flight_starts(self, flight: Flight[T, H]) -> None:
-        """The fetch starts now: tell it."""
+        """The fetch starts now: tell it, and set ``issued_at`` if that will be asked for."""
 
-    async def _flight_fetch(self, flight: Flight[T, H]) -> T | None:
+    def _flight_fetch(self, flight: Flight[T, H]) -> Awaitable[T | None]:
         """Ask the source."""
+        ...
 
     def _flight_accept(self, flight: Flight[T, H], value: T) -> H:
         """Make of a value what can be kept; what it raises makes this a failed fetch."""
@@ -139,7 +140,7 @@ class Flight(Generic[T, H]):
       override: It was let through an open breaker.
       permanent: It failed in a way that trying again does not mend.
       unusable: While a failure is told: the value that could not be used, or None.
-      issued_at: When the fetch started, on the owner's clock; a fetch may say better before it returns.
+      issued_at: When the fetch started, on the owner's clock, as the home says; it may say better before it returns.
       held: After settling: what arrived, or None.
       error: After settling: what was raised, or None.
       answered: After settling: whether there is an outcome at all.
@@ -334,7 +335,6 @@ class Flight(Generic[T, H]):
             self._scope.deadline = self.started_at + timeout
             # The scope cancels the fetch; the alarm tells the callers, also when the fetch is slow to unwind.
             self._alarm = self._owner.alarm(self._scope.deadline, self._time_out)
-        self.issued_at = self._owner.clock.now()
         self.home._flight_starts(self)
         return True
 
@@ -345,8 +345,9 @@ class Flight(Generic[T, H]):
 
     def _out_of_time(self) -> bool:
         """At exactly its deadline a fetch is late, whatever the scheduler did first in that tick."""
-        late = self.started_at is not None and trio.current_time() >= self._scope.deadline
-        return late and self.state is State.FETCHING and not self._owner.closed
+        if self.state is not State.FETCHING or self._owner.closed:
+            return False
+        return self._scope.deadline != inf and trio.current_time() >= self._scope.deadline
 
     def _time_out(self) -> None:
         error = FetchTimeout(f"the fetch took longer than {self.home._fetch_timeout:g} s")

@@ -283,7 +283,7 @@ class Renewing(Deciding[T]):
     # What the flight asks
 
     def _flight_starts(self, flight: Flight[T, Held[T]]) -> None:
-        now = flight.issued_at
+        now = flight.issued_at = self._clock.now()
         events: list[Event] = []
         self._interval.set(now, self._policy.min_interval)
         if not flight.fenced:
@@ -292,11 +292,11 @@ class Renewing(Deciding[T]):
                 events += self._move_breaker(breaker)
         self._owner.tell(*events, FetchStarted(flight.reason, name=self._owner.name))
 
-    async def _flight_fetch(self, flight: Flight[T, Held[T]]) -> T | None:
+    def _flight_fetch(self, flight: Flight[T, Held[T]]) -> Awaitable[T | None]:
         if self._sharing is None:
-            return await self._ask_source(flight)
+            return self._ask_source(flight)
         self._looked.set(self._clock.now(), _LOOK_EVERY)
-        return await self._sharing.fetch(flight, lambda: self._ask_source(flight))
+        return self._sharing.fetch(flight, lambda: self._ask_source(flight))
 
     async def _ask_source(self, flight: Flight[T, Held[T]]) -> T | None:
         if self._budget is not None:

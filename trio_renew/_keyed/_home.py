@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .._events import FetchStarted
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from .._owner import Owner
     from ._rings import AnyFlight
 
@@ -55,8 +57,8 @@ class Home:
         if owner.observe is not None:
             owner.tell(FetchStarted(flight.reason, name=owner.name, key=self._key))
 
-    async def _flight_fetch(self, flight: AnyFlight) -> Any:
-        return await self.member._fetch(flight, self._key)
+    def _flight_fetch(self, flight: AnyFlight) -> Awaitable[Any]:
+        return self.member._fetch(flight, self._key)
 
     def _flight_accept(self, flight: AnyFlight, value: Any) -> Any:
         self.member._accept(flight, self._key, value)
