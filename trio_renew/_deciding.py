@@ -75,7 +75,6 @@ class Deciding(Generic[T]):
         "_flight",
         "_generation",
         "_held",
-        "_key",
         "_last_error",
         "_owner",
         "_stash",
@@ -109,7 +108,6 @@ class Deciding(Generic[T]):
             inf if fetch_timeout is None else check_seconds("fetch_timeout", fetch_timeout, above=True, allow_inf=True)
         )
         self._cancel_when_left: bool = when_abandoned == "cancel"
-        self._key: None = None
         self._fetch = fetch
         self._after_claim = after_claim
         self._owner = owner = Owner(name, observe, clock)

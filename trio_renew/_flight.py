@@ -40,7 +40,7 @@ from ._events import FetchAbandoned
 from ._owner import call_user
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
 
     from ._events import Reason
@@ -70,34 +70,30 @@ class State(enum.Enum):
 class Home(Protocol[T, H]):
     """What a flight asks of the resource or key it flies for. All but fetching and keeping is synchronous."""
 
-    @property
-    def _key(self) -> Hashable:
-        """For events."""
-
     _fetch_timeout: float
     _cancel_when_left: bool
 
-    def _flight_starts(self, flight: Flight[T, H]) -> None:
+    def _flight_starts(self, flight: Flight[T, H], /) -> None:
         """The fetch starts now: tell it, and set ``issued_at`` if that will be asked for."""
 
-    def _flight_fetch(self, flight: Flight[T, H]) -> Awaitable[T | None]:
+    def _flight_fetch(self, flight: Flight[T, H], /) -> Awaitable[T | None]:
         """Ask the source."""
         ...
 
-    def _flight_accept(self, flight: Flight[T, H], value: T) -> H:
+    def _flight_accept(self, flight: Flight[T, H], value: T, /) -> H:
         """Make of a value what can be kept; what it raises makes this a failed fetch."""
         ...
 
-    async def _flight_keep(self, flight: Flight[T, H], held: H) -> None:
+    async def _flight_keep(self, flight: Flight[T, H], held: H, /) -> None:
         """Write it down where it outlives the process; must not raise an Exception."""
 
-    def _flight_succeeded(self, flight: Flight[T, H], held: H | None) -> None:
+    def _flight_succeeded(self, flight: Flight[T, H], held: H | None, /) -> None:
         """Commit and tell; None: no value."""
 
-    def _flight_failed(self, flight: Flight[T, H], error: BaseException) -> None:
+    def _flight_failed(self, flight: Flight[T, H], error: BaseException, /) -> None:
         """Commit and tell."""
 
-    def _flight_release(self, flight: Flight[T, H]) -> None:
+    def _flight_release(self, flight: Flight[T, H], /) -> None:
         """The flight no longer occupies its home."""
 
 
@@ -126,6 +122,7 @@ class Flight(Generic[T, H]):
     """One fetch.
 
     Attributes:
+      key: Which key of a cache or pool it is for; None where there are no keys.
       background: Nobody waits for it by design; it is never cancelled for want of callers.
       reason: For events.
       generation: The generation in which it was claimed.
@@ -166,6 +163,7 @@ class Flight(Generic[T, H]):
         "home",
         "issued_at",
         "joinable",
+        "key",
         "override",
         "permanent",
         "reason",
@@ -189,8 +187,10 @@ class Flight(Generic[T, H]):
         generation: int,
         background: bool,
         after_claim: Callable[[], Awaitable[object]] | None = None,
+        key: Any = None,
     ) -> None:
         self._owner = owner
+        self.key: Any = key
         self.home: Home[T, H] = home
         self.reason: Reason = reason
         self.generation: int = generation
@@ -433,7 +433,7 @@ class Flight(Generic[T, H]):
         try:
             if self.started_at is not None and not self._told_end:
                 self._told_end = True
-                self._owner.tell(FetchAbandoned(self.reason, name=self._owner.name, key=self.home._key))
+                self._owner.tell(FetchAbandoned(self.reason, name=self._owner.name, key=self.key))
         finally:
             self._settle()
             self._free()

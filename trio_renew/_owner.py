@@ -313,8 +313,10 @@ class Owner:
             self._dead_alarms -= 1
 
     def _set_sleeper(self) -> None:
-        if self._sleeper is not None:
-            self._sleeper.deadline = self._alarms[0][0] if self._alarms else inf
+        deadline = self._alarms[0][0] if self._alarms else inf
+        # Setting it costs something, and most of the time nothing has changed.
+        if self._sleeper is not None and self._sleeper.deadline != deadline:
+            self._sleeper.deadline = deadline
 
     async def _keep_time(self) -> None:
         while not self.closed:

@@ -416,10 +416,10 @@ class ProviderCache(Member[K], Generic[K, V]):
             return min(self._negative_ttl, self._ttl)
         return self._ttl if self._ttl == inf or not self._jitter else self._ttl * (1.0 - random() * self._jitter)
 
-    async def _fetch(self, flight: AnyFlight, key: K) -> _Answer[V]:
-        return _Answer(await call_user("resolve", self._resolve, key))
+    async def _flight_fetch(self, flight: AnyFlight) -> _Answer[V]:
+        return _Answer(await call_user("resolve", self._resolve, flight.key))
 
-    def _accept(self, flight: AnyFlight, key: K, answer: _Answer[V]) -> None:
+    def _flight_accept(self, flight: AnyFlight, answer: _Answer[V]) -> _Answer[V]:
         value = answer.value
         if value is not None:
             answer.arrived_at = self._time.arrived()
@@ -429,9 +429,11 @@ class ProviderCache(Member[K], Generic[K, V]):
         else:
             answer.arrived_at = self._time.last()
         if self._tags is not None and not flight.fenced and self._life_of(value):
-            answer.tags = _ask_tags(self._tags, key, value)
+            answer.tags = _ask_tags(self._tags, flight.key, value)
+        return answer
 
-    def _succeeded(self, flight: AnyFlight, key: K, answer: _Answer[V]) -> None:
+    def _flight_succeeded(self, flight: AnyFlight, answer: _Answer[V]) -> None:
+        key: K = flight.key
         if self._inbox:
             self._empty_inbox()
         life = self._life_of(answer.value)
@@ -451,7 +453,8 @@ class ProviderCache(Member[K], Generic[K, V]):
             remaining = None if life == inf or (answer.value is None and not life) else life
             owner.tell(FetchSucceeded(flight.reason, flight.duration, remaining, generation, name=owner.name, key=key))
 
-    def _failed(self, flight: AnyFlight, key: K, error: BaseException) -> None:
+    def _flight_failed(self, flight: AnyFlight, error: BaseException) -> None:
+        key: K = flight.key
         if self._inbox:
             self._empty_inbox()
         remaining = next_attempt_at = None

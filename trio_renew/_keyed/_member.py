@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeAlias, 
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from .._events import Cleared, StorageFailed, logger
+from .._events import Cleared, FetchStarted, StorageFailed, logger
 from .._flight import Flight
 from .._owner import Owner, hosting
 from .._values import check_seconds
-from ._home import Home
 from ._time import Timeline
 
 if TYPE_CHECKING:
@@ -352,33 +351,40 @@ class Member(ABC, Generic[K]):
         """Claim the flight of a key, which has none: for a caller, or ("aging") for the background, with its hook."""
         flight: AnyFlight = Flight(
             self._owner,
-            Home(self, key),
+            self,
             reason=reason,
             generation=self._generation,
             background=reason == "aging",
             after_claim=background_hook,
+            key=key,
         )
         self._flights[key] = flight
         return flight
 
-    @abstractmethod
-    async def _fetch(self, flight: AnyFlight, key: K) -> Any:
-        """See :class:`~._home.Keeper`; so for the next ones."""
-        ...
+    # What flights ask: see :class:`~trio_renew._flight.Home`
+
+    def _flight_starts(self, flight: AnyFlight) -> None:
+        if self._owner.observe is not None:
+            self._owner.tell(FetchStarted(flight.reason, name=self._owner.name, key=flight.key))
 
     @abstractmethod
-    def _accept(self, flight: AnyFlight, key: K, value: Any, /) -> None: ...
+    def _flight_fetch(self, flight: AnyFlight) -> Awaitable[Any]: ...
 
     @abstractmethod
-    def _succeeded(self, flight: AnyFlight, key: K, held: Any, /) -> None: ...
+    def _flight_accept(self, flight: AnyFlight, value: Any, /) -> Any: ...
+
+    async def _flight_keep(self, flight: AnyFlight, held: Any) -> None:
+        """Nothing outlives the process."""
 
     @abstractmethod
-    def _failed(self, flight: AnyFlight, key: K, error: BaseException) -> None: ...
+    def _flight_succeeded(self, flight: AnyFlight, held: Any, /) -> None: ...
 
-    def _released(self, flight: AnyFlight, key: K) -> None:
-        """A flight is over."""
-        if self._flights.get(key) is flight:
-            del self._flights[key]
+    @abstractmethod
+    def _flight_failed(self, flight: AnyFlight, error: BaseException) -> None: ...
+
+    def _flight_release(self, flight: AnyFlight) -> None:
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]
         self._fenced.discard(flight)
 
     def _callers(self) -> int:

@@ -263,9 +263,9 @@ class ProviderPool(Member[K], Generic[K, V]):
 
     # What flights ask
 
-    async def _fetch(self, flight: AnyFlight, key: K) -> Resident[K, V]:
+    async def _flight_fetch(self, flight: AnyFlight) -> Resident[K, V]:
         assert flight.started_at is not None
-        resident = Resident(self, key, self._open_value, flight, flight.started_at + self._fetch_timeout)
+        resident = Resident(self, flight.key, self._open_value, flight, flight.started_at + self._fetch_timeout)
         self._owner.start(resident.run, "value")
         try:
             await resident.opened.wait()
@@ -280,17 +280,18 @@ class ProviderPool(Member[K], Generic[K, V]):
             resident.raise_error()
         return resident
 
-    def _accept(self, flight: AnyFlight, key: K, value: Resident[K, V]) -> None:
+    def _flight_accept(self, flight: AnyFlight, value: Resident[K, V]) -> Resident[K, V]:
         if flight.state is State.LEFT:
             value.dismiss()
             raise LookupError("it has opened, but everybody has left")
         value.stored = self._time.arrived()
+        return value
 
-    def _failed(self, flight: AnyFlight, key: K, error: BaseException) -> None:
+    def _flight_failed(self, flight: AnyFlight, error: BaseException) -> None:
         owner = self._owner
-        owner.tell(FetchFailed(flight.reason, flight.duration, error, None, None, name=owner.name, key=key))
+        owner.tell(FetchFailed(flight.reason, flight.duration, error, None, None, name=owner.name, key=flight.key))
 
-    def _succeeded(self, flight: AnyFlight, key: K, held: Resident[K, V]) -> None:
+    def _flight_succeeded(self, flight: AnyFlight, held: Resident[K, V]) -> None:
         if self._inbox:
             self._empty_inbox()
         generation = flight.generation
@@ -299,12 +300,14 @@ class ProviderPool(Member[K], Generic[K, V]):
         else:
             self._generation += 1
             generation = self._generation
-            self._open[key] = held
+            self._open[flight.key] = held
             self._shrink()
             self._watch()
         owner = self._owner
         remaining = None if self._ttl == inf else self._ttl
-        owner.tell(FetchSucceeded(flight.reason, flight.duration, remaining, generation, name=owner.name, key=key))
+        owner.tell(
+            FetchSucceeded(flight.reason, flight.duration, remaining, generation, name=owner.name, key=flight.key)
+        )
 
     # What residents tell
 

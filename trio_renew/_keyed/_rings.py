@@ -59,7 +59,7 @@ def refuse_own(member: Member[Any], key: Hashable, flights: Inside) -> None:
       ReentrantFetchError: The task is inside a fetch of this very key.
     """
     for flight in flights:
-        if getattr(flight.home, "member", None) is member and flight.home._key == key:
+        if flight.home is member and flight.key == key:
             raise ReentrantFetchError(
                 f"{key!r} was asked of {member!r} from inside the fetch of that very key: it would wait for itself"
             )
@@ -81,8 +81,8 @@ class Wait:
     def __enter__(self) -> None:
         target = self._target
         if self._flights and _reaches(target, self._flights):
-            key = target.home._key
-            raise ReentrantFetchError(f"a ring: {key!r} of {target.home!r} waits for what asks for it, directly or not")
+            what = f"{target.key!r} of {target.home!r}"
+            raise ReentrantFetchError(f"a ring: {what} waits for what asks for it, directly or not")
         for flight in self._flights:
             waits = _waits.setdefault(flight, {})
             waits[target] = waits.get(target, 0) + 1
