@@ -20,7 +20,7 @@ import trio.testing
 
 from trio_renew import open_provider_cache
 
-from ._measure import Figure, per_call, ratio
+from ._measure import Figure, per_await, per_call, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -131,10 +131,31 @@ class Size:
         asked = min(number, 100_000)
         self.at_random = random.Random(2).sample(self.keys, asked) * self.repeat
         self.in_order = self.keys[:asked] * self.repeat
+        self.new = [f"new:{index}" for index in range(min(number // 2, 5000))]
+
+
+async def asked(cache: ProviderCache[Any, object], keys: Sequence[str]) -> float:
+    """Nanoseconds per awaited call, in the order of the keys."""
+    turn = iter(keys)
+    return await per_await(lambda: cache.get(next(turn)), len(keys))
+
+
+async def operations(size: Size) -> dict[str, float]:
+    """What the operations that wait cost at this size: a hit, and a new key with its resolution."""
+    hits: list[float] = []
+    new: list[float] = []
+    async with open_provider_cache(resolve, ttl=LIFE, max_entries=2 * len(size.keys)) as cache:
+        put(cache, size.keys)
+        for _ in range(3):
+            hits.append(await asked(cache, size.at_random[:20_000]))
+            new.append(await asked(cache, size.new))
+            for key in size.new:
+                cache.delete(key)
+    return {"await get, hits in random order": min(hits), "await get, new keys": min(new)}
 
 
 async def costs(size: Size) -> dict[str, float]:
-    """What one key costs at this size: to put in, to hit, to let expire."""
+    """What the store's share of one key is at this size: to put in, to hit, to let expire."""
     keys = size.keys
     inserts: list[float] = []
     expiries: list[float] = []
@@ -151,11 +172,14 @@ async def costs(size: Size) -> dict[str, float]:
             inserts.append(put(cache, keys))
         cache.get_nowait(keys[0])
         seen = {
-            "hit, in random order": over(size.at_random, cache.get_nowait),
-            "hit, in order of insertion": over(size.in_order, cache.get_nowait),
+            "get_nowait, hits in random order": over(size.at_random, cache.get_nowait),
+            "get_nowait, hits in order of insertion": over(size.in_order, cache.get_nowait),
         }
         expiries.append(per_call(expire, 1) / len(keys))
-    return {"insert": statistics.median(inserts), "expire": statistics.median(expiries)} | seen
+    return {
+        "the store alone, insert": statistics.median(inserts),
+        "the store alone, expire": statistics.median(expiries),
+    } | seen
 
 
 def costs_of_dict(size: Size) -> dict[str, float]:
@@ -180,11 +204,14 @@ def costs_of_dict(size: Size) -> dict[str, float]:
         plain.entries = {}
         inserts.append(over(keys, insert))
     seen = {
-        "hit, in random order": over(size.at_random, plain.get),
-        "hit, in order of insertion": over(size.in_order, plain.get),
+        "get_nowait, hits in random order": over(size.at_random, plain.get),
+        "get_nowait, hits in order of insertion": over(size.in_order, plain.get),
     }
     expiries.append(over(keys, expire))
-    return {"insert": statistics.median(inserts), "expire": statistics.median(expiries)} | seen
+    return {
+        "the store alone, insert": statistics.median(inserts),
+        "the store alone, expire": statistics.median(expiries),
+    } | seen
 
 
 async def growth(rounds: int) -> list[Figure]:
@@ -193,7 +220,11 @@ async def growth(rounds: int) -> list[Figure]:
     seen = [
         (await costs(few), await costs(many), costs_of_dict(few), costs_of_dict(many)) for _ in range(min(rounds, 3))
     ]
+    waits = [(await operations(few), await operations(many)) for _ in range(min(rounds, 3))]
     figures: list[Figure] = []
+    for name in waits[0][0]:
+        both = {"with 1,000 keys": [one[0][name] for one in waits], "many": [one[1][name] for one in waits]}
+        figures.append(ratio(f"1,000,000 keys: {name}", both, "many", "with 1,000 keys", 1.5))
     for name in seen[0][0]:
         both = {"with 1,000 keys": [one[0][name] for one in seen], "many": [one[1][name] for one in seen]}
         figures.append(ratio(f"1,000,000 keys: {name}", both, "many", "with 1,000 keys", 1.5))

@@ -48,9 +48,9 @@ async def hits(rounds: int) -> list[Figure]:
     """A hit of ours against a method call, and against hits of the Python peers that can be asked without waiting."""
     peers: dict[str, Callable[[], object]] = {}
     try:
-        import cachetools  # type: ignore[import-untyped]
+        import cachetools
 
-        ttl = cachetools.TTLCache(16, 3600)
+        ttl: Any = cachetools.TTLCache(16, 3600)
         ttl["k"] = "v"
         peers["cachetools TTLCache[k]"] = partial(ttl.__getitem__, "k")
     except ImportError:
