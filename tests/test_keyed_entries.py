@@ -153,6 +153,26 @@ def test_stale_heap_items_are_purged() -> None:
     check_invariants(entries, 1e5)
 
 
+@pytest.mark.parametrize("others", [0, SIZE])
+def test_one_key_that_comes_and_goes_needs_no_more_room(others: int) -> None:
+    class Key:
+        pass
+
+    entries: Entries[Any, str] = Entries(1000)
+    for number in range(others):
+        entries.store(number, "v", 0.0, 1e9)
+    for turn in range(5000):
+        key = Key()
+        entries.store(key, "v", float(turn), 1e9)
+        entries.drop(key)
+    assert len(entries._heap) < 100
+    check_invariants(entries, 5e3)
+    gone = weakref.ref(key)
+    del key
+    gc.collect()
+    assert gone() is None
+
+
 def test_dropped_values_are_not_kept() -> None:
     class Thing:
         pass

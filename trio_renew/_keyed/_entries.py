@@ -8,8 +8,9 @@ Invariants:
   deadlines. The chunks stand in a heap by the lower bound. So an expired entry is found without a heap of entries,
   and work comes in pieces of at most ``SIZE``. Chunks hold keys, never values.
 * A chunk's list may name keys that have left it (deleted, stored anew); a full chunk that has lost three quarters of
-  them is dissolved into the open one, so that the lists never grow far beyond the entries.
-* A heap item counts while its ticket is the chunk's.
+  them is dissolved into the open one, so that the lists never grow far beyond the entries. An empty chunk lists none.
+* A heap item counts while its ticket is the chunk's and the chunk has entries. The others are purged as soon as there
+  are many, however they came about.
 """
 
 from __future__ import annotations
@@ -96,6 +97,12 @@ class _Chunk:
         self.latest = -inf
         self.ticket = 0
 
+    def empty(self) -> None:
+        """All have left it: what it lists is of no use, and nor is its item in the heap."""
+        self.keys = []
+        self.live = 0
+        self.soonest, self.latest = inf, -inf
+
 
 class Entries(Generic[K, V]):
     """The entries of one cache.
@@ -160,7 +167,9 @@ class Entries(Generic[K, V]):
         chunk, entry.chunk = entry.chunk, None
         if chunk is not None:
             chunk.live -= 1
-            if chunk.live < _SPARSE and chunk is not self._open:
+            if not chunk.live:
+                chunk.empty()
+            elif chunk.live < _SPARSE and chunk is not self._open:
                 self._dissolve(chunk)
         self.failed_at.pop(key, None)
         for tag in self._tags_of.pop(key, ()):
@@ -229,11 +238,13 @@ class Entries(Generic[K, V]):
 
     def rewind(self, now: float) -> None:
         """The clock went back: nothing was stored, and nothing failed, after now."""
-        for entry in self.map.values():
-            entry.stored = min(entry.stored, now)
         for key, failed_at in self.failed_at.items():
             self.failed_at[key] = min(failed_at, now)
-        self._chunk_anew()
+        later = [entry for entry in self.map.values() if entry.stored > now]
+        for entry in later:
+            entry.stored = now
+        if later:
+            self._chunk_anew()
 
     # Expiry
 
@@ -264,7 +275,7 @@ class Entries(Generic[K, V]):
     def _visit(self, chunk: _Chunk, horizon: float) -> None:
         """Drop what has ended by ``horizon``, and look anew at what is left."""
         left: list[K] = []
-        soonest = inf
+        soonest, latest = inf, -inf
         for key, entry in self._entries_of(chunk).items():
             deadline = entry.deadline
             if deadline <= horizon:
@@ -275,8 +286,8 @@ class Entries(Generic[K, V]):
             else:
                 left.append(key)
                 soonest = min(soonest, deadline)
-        chunk.keys = left
-        chunk.soonest = inf
+                latest = max(latest, deadline)
+        chunk.keys, chunk.soonest, chunk.latest = left, inf, latest
         if len(left) < _SPARSE and chunk is not self._open:
             self._dissolve(chunk)
         elif left:
@@ -297,13 +308,8 @@ class Entries(Generic[K, V]):
         if len(chunk.keys) >= SIZE:
             full, chunk = chunk, _Chunk()
             self._open = chunk
-            self._purge()
             if full.live < _SPARSE:
                 self._dissolve(full)
-        if not chunk.live:
-            # All that it lists has left it, and so may its item have left the heap.
-            chunk.keys.clear()
-            chunk.soonest, chunk.latest = inf, -inf
         chunk.keys.append(key)
         chunk.live += 1
         entry.chunk = chunk
@@ -316,12 +322,12 @@ class Entries(Generic[K, V]):
         chunk.soonest = soonest
         chunk.ticket = next(self._tickets)
         heappush(self._heap, (soonest, chunk.ticket, chunk))
+        self._purge()
 
     def _dissolve(self, chunk: _Chunk) -> None:
         """Let the few that are left move into the open chunk."""
         entries = self._entries_of(chunk)
-        chunk.keys = []
-        chunk.live = 0
+        chunk.empty()
         for key, entry in entries.items():
             self._place(key, entry, entry.deadline)
 
