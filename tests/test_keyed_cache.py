@@ -497,6 +497,26 @@ async def test_the_bound_drops_the_expired_first_and_then_the_least_recently_use
         assert [key for key in "abcdefg" if key in cache] == ["e", "f", "g"]
 
 
+@pytest.mark.parametrize("released", [False, True])
+async def test_what_has_expired_is_nothing_whether_its_memory_was_released_or_not(
+    released: bool, autojump_clock: MockClock
+) -> None:
+    events: list[Event] = []
+    source = Source(a=ScriptedFetch("A", Down(), "A"))
+    async with open_provider_cache(source, ttl=10.0, observe=events.append) as cache:
+        await cache.get("a")
+        await trio.sleep(100.0 if released else 10.0)
+        with pytest.raises(Down):
+            await cache.get("a")
+        failed = events[-1]
+        assert isinstance(failed, FetchFailed)
+        assert (failed.remaining, failed.next_attempt_at) == (None, None)
+        await cache.get("a")
+        await trio.sleep(100.0 if released else 10.0)
+        assert cache.delete("a") is False
+        assert names(events).count("Cleared") == 0
+
+
 # Renewal in the background
 
 
@@ -903,8 +923,17 @@ async def test_a_tag_fences_what_is_in_progress() -> None:
         assert "a" not in cache
 
 
-@pytest.mark.parametrize("tags", ["text", [1], 5, ValueError("no")])
-async def test_bad_tags_are_a_failed_resolution(tags: Any) -> None:
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ("text", "tags must return an iterable of str, such as a tuple, but it returned str"),
+        ([1], "tags must return an iterable of str, but there is a int in it"),
+        (5, "tags must return an iterable of str, such as a tuple, but it returned int"),
+        (None, "tags must return an iterable of str, such as a tuple, but it returned NoneType"),
+        (ValueError("no"), "no"),
+    ],
+)
+async def test_bad_tags_are_a_failed_resolution(tags: Any, message: str) -> None:
     events: list[Event] = []
 
     def ask(key: str, value: str) -> Any:
@@ -913,7 +942,7 @@ async def test_bad_tags_are_a_failed_resolution(tags: Any) -> None:
         return tags
 
     async with open_provider_cache(Source(), tags=ask, observe=events.append) as cache:
-        with pytest.raises((TypeError, ValueError)):
+        with pytest.raises((TypeError, ValueError), match=message):
             await cache.get("a")
         assert "a" not in cache
     assert names(events) == ["FetchStarted", "FetchFailed", "OwnerClosed"]
@@ -1007,6 +1036,7 @@ async def test_generations_grow_with_what_is_kept_and_with_what_is_dropped() -> 
         ({"name": 5}, TypeError),
         ({"bus": 5, "name": "n"}, TypeError),
         ({"tags": 5}, TypeError),
+        ({"tags": Source().__call__}, TypeError),
     ],
 )
 async def test_bad_arguments_are_named(arguments: dict[str, Any], error: type[Exception]) -> None:

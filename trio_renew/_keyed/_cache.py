@@ -7,13 +7,15 @@ Invariants:
 * Deciding is one step: the inbox is emptied, the clock is read, the state is read, and the claim is made, without a
   checkpoint in between. After every wait the decision is made again (:meth:`ProviderCache._obtain`).
 * A hit may skip the decision (:meth:`ProviderCache.get_nowait`) in the thread ``_fast_thread``, while the wall clock is
-  not before ``_low`` and the entry is fresh. ``_offset`` is what has to be added to the time line to get the wall
-  clock. As the wall clock may be stepped back, this ends after a second and is found right again by the next hit.
+  not before ``_low`` and the entry is fresh for longer than ``_MARGIN``. ``_offset`` is what has to be added to the
+  time line to get the wall clock, less that margin. As the wall clock may be stepped back or stand still, this ends
+  after ``_FAST_FOR`` seconds of Trio's clock, which the margin covers, and is found right again by the next hit.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from math import inf
 from random import random
 from threading import get_ident
@@ -25,7 +27,7 @@ from trio.lowlevel import checkpoint, checkpoint_if_cancelled, disable_ki_protec
 from .._errors import FetchTimeout
 from .._events import FetchFailed, FetchSucceeded, ServedExpired
 from .._flight import State
-from .._owner import call_user, check_async_function
+from .._owner import call_user, check_async_function, check_function
 from .._values import check_seconds
 from ._entries import Entries, Entry
 from ._member import Member
@@ -35,7 +37,7 @@ from ._sweeper import Sweeper
 from ._ttl import check_count, check_fraction, read_ttl
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable, Iterable
+    from collections.abc import Awaitable, Callable, Hashable
     from typing import Literal
 
     from .._events import Event
@@ -47,8 +49,9 @@ __all__ = ("ProviderCache",)
 K = TypeVar("K", bound="Hashable")
 V = TypeVar("V")
 
-# Seconds for which hits may go by the wall clock alone.
+# Seconds for which hits may go by the wall clock alone, and how long before an entry needs thought they do not.
 _FAST_FOR = 1.0
+_MARGIN = 2.0
 # Seconds between the end of a failed background resolution and the next one.
 _RETRY = 1.0
 
@@ -67,8 +70,8 @@ class _Answer(Generic[V]):
 @disable_ki_protection
 def _ask_tags(tags: Callable[[Any, Any], Iterable[str]], key: object, value: object) -> tuple[str, ...]:
     named = tags(key, value)
-    if isinstance(named, str):
-        raise TypeError("tags must return an iterable of str, not one str: return a tuple")
+    if isinstance(named, str) or not isinstance(named, Iterable):
+        raise TypeError(f"tags must return an iterable of str, such as a tuple, but it returned {type(named).__name__}")
     named = tuple(named)
     for tag in named:
         if not isinstance(tag, str):
@@ -125,8 +128,7 @@ class ProviderCache(Member[K], Generic[K, V]):
             check_async_function("after_claim", after_claim)
         if when_abandoned not in ("finish", "cancel"):
             raise ValueError(f'when_abandoned must be "finish" or "cancel", not {when_abandoned!r}')
-        if tags is not None and not callable(tags):
-            raise TypeError(f"tags must be a function of key and value or None, got {type(tags).__name__}")
+        check_function("tags", tags, "a function of key and value")
         super().__init__(
             fetch_timeout=fetch_timeout,
             cancel_when_left=when_abandoned == "cancel",
@@ -248,7 +250,11 @@ class ProviderCache(Member[K], Generic[K, V]):
         """
         seconds = read_ttl(ttl)
         self._check()
+        # Nothing that is stored outlives the time that held so far.
+        shorter = seconds < self._ttl
         self._ttl = seconds
+        if not shorter:
+            return
         if seconds:
             self._time.now()
             self._entries.limit(seconds)
@@ -379,6 +385,11 @@ class ProviderCache(Member[K], Generic[K, V]):
             self._renew(key, now)
         return entry.value
 
+    def _held(self, key: K, now: float) -> Entry[V] | None:
+        """What there is of a key, live or in its grace: whether its memory has been released makes no difference."""
+        entry = self._live.get(key)
+        return entry if entry is not None and now < entry.deadline + self._grace else None
+
     def _is_down(self, key: K, entry: Entry[V], now: float) -> bool:
         """Whether a resolution has failed since the entry expired, and the entry may still be served."""
         failed_at = self._entries.failed_at.get(key)
@@ -393,12 +404,11 @@ class ProviderCache(Member[K], Generic[K, V]):
     def _console(self, key: K, error: BaseException, flight: AnyFlight | None = None) -> V:
         """Serve what may be served although the source failed, or raise the error."""
         now = self._time.last()
-        entry = self._live.get(key)
+        entry = self._held(key, now)
         if entry is not None and not (flight is not None and flight.fenced):
             if now < entry.deadline:
                 return self._hit(key, entry, now)
-            if now < entry.deadline + self._grace:
-                return self._served_expired(key, entry, now)
+            return self._served_expired(key, entry, now)
         entry = None  # not to be kept by the error's traceback
         if flight is not None:
             flight.raise_error()
@@ -423,7 +433,7 @@ class ProviderCache(Member[K], Generic[K, V]):
         value = answer.value
         if value is not None:
             answer.arrived_at = self._time.arrived()
-            self._offset = self._time.shift
+            self._offset = self._time.shift - _MARGIN
         elif flight.state is State.LEFT:
             raise LookupError("no value, and nobody waits to hear it")
         else:
@@ -458,9 +468,9 @@ class ProviderCache(Member[K], Generic[K, V]):
         if self._inbox:
             self._empty_inbox()
         remaining = next_attempt_at = None
-        entry = self._live.get(key)
+        now = self._time.last()
+        entry = self._held(key, now)
         if entry is not None:
-            now = self._time.last()
             remaining = None if entry.life == inf else max(0.0, entry.deadline - now)
             if not flight.fenced:
                 self._entries.failed_at[key] = now
@@ -474,8 +484,9 @@ class ProviderCache(Member[K], Generic[K, V]):
     # Invalidation
 
     def _forget_key(self, key: K, now: float) -> tuple[bool, bool]:
-        entry = self._entries.drop(key)
-        return entry is not None and now < entry.deadline, entry is not None
+        held = self._held(key, now)
+        self._entries.drop(key)
+        return held is not None and now < held.deadline, held is not None
 
     def _forget_tag(self, tag: str, now: float) -> int:
         return self._entries.drop_tag(tag, now)
@@ -505,7 +516,7 @@ class ProviderCache(Member[K], Generic[K, V]):
         if not self._owner.clock.wall_based:
             return
         self._low = time.time()
-        self._offset = self._time.shift - max(0.0, self._owner.clock.now() - self._low)
+        self._offset = self._time.shift - max(0.0, self._owner.clock.now() - self._low) - _MARGIN
         if self._fast_alarm is None:
             self._fast_alarm = self._owner.alarm(trio.current_time() + _FAST_FOR, self._slow_down)
         self._fast_thread = self._thread

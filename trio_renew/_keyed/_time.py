@@ -4,8 +4,8 @@ Invariants:
 
 * What is kept (stored, deadline, due, idle, failed) is an instant of a time line of our own: the owner's clock less
   what its anchor has moved since. So when the anchor moves, what is left of each life stays, and nothing is touched.
-* The time line goes back only where a given clock does. Then ``rewind`` is called with the new time before anybody
-  gets it, so that nothing is prolonged by more than its own length.
+* The time line goes back where a given clock does, and where the wall clock was ahead for a while. Then ``rewind`` is
+  called with the new time before anybody gets it, so that nothing is prolonged by more than its own length.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ __all__ = ("Timeline",)
 
 # Sleeping ends at least this often where the clock may jump while we sleep.
 _LONGEST_SLEEP = 20.0
+# What is less than this is no going back: readings are rounded.
+_TINY = 0.001
 
 
 class Timeline:
@@ -38,12 +40,12 @@ class Timeline:
       shift: Clock minus time line.
     """
 
-    __slots__ = ("_anchor", "_clock", "_goes_back", "_latest", "_rewind", "_trio_clock", "shift")
+    __slots__ = ("_anchor", "_clock", "_given", "_latest", "_rewind", "_trio_clock", "shift")
 
     def __init__(self, clock: Clock, rewind: Callable[[float], None]) -> None:
         self._clock = clock
         self._rewind = rewind
-        self._goes_back = not (clock.steady or clock.wall_based)
+        self._given = not (clock.steady or clock.wall_based)
         self._latest = -inf
         self._trio_clock = trio.lowlevel.current_clock()
         self.shift = 0.0
@@ -51,17 +53,11 @@ class Timeline:
 
     def now(self) -> float:
         """Read the time line; may fail where a given clock does."""
-        now = self._clock.now() - self.shift
-        if self._goes_back:
-            self._follow(now)
-        return now
+        return self._follow(self._clock.now() - self.shift)
 
     def last(self) -> float:
         """Read it where nothing may fail."""
-        now = self._clock.last() - self.shift
-        if self._goes_back:
-            self._follow(now)
-        return now
+        return self._follow(self._clock.last() - self.shift)
 
     def arrived(self) -> float:
         """A fresh value arrives: from here on the wall clock is right. Reads the time line."""
@@ -69,12 +65,12 @@ class Timeline:
         if not clock.wall_based:
             return self.last()
         self.shift += clock.reanchor()
-        return clock.anchor[0] - self.shift
+        return self._follow(clock.anchor[0] - self.shift)
 
     def elsewhere(self) -> float:
         """Read it from any thread, as well as that can be done."""
         clock = self._clock
-        if self._goes_back:
+        if self._given:
             return clock.last()
         wall, since = clock.anchor if clock.wall_based else self._anchor
         reading = wall + (self._trio_clock.current_time() - since)
@@ -89,7 +85,10 @@ class Timeline:
             seconds = min(seconds, _LONGEST_SLEEP)
         return trio.current_time() + seconds
 
-    def _follow(self, now: float) -> None:
-        if now < self._latest:
+    def _follow(self, now: float) -> float:
+        if now > self._latest:
+            self._latest = now
+        elif now < self._latest - _TINY:
+            self._latest = now
             self._rewind(now)
-        self._latest = now
+        return now
