@@ -206,6 +206,8 @@ def test_a_clock_that_went_back_is_followed() -> None:
     assert entries.failed_at == {"a": 500.0}
     assert entries.next_end() == 800.0
     check_invariants(entries, 500.0)
+    entries.rewind(600.0)
+    assert (entries.map["a"].deadline, entries.failed_at) == (800.0, {"a": 500.0})
 
 
 def test_the_fraction_of_an_aging_entry_follows_its_life() -> None:
