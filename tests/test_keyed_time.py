@@ -12,7 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_renew import invalidate_provider, open_provider_cache, open_provider_pool
 from trio_renew._clock import Clock
-from trio_renew._keyed._cache import _MARGIN
+from trio_renew._keyed._caching import _MARGIN
 from trio_renew._keyed._time import Timeline
 
 if TYPE_CHECKING:
