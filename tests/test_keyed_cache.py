@@ -24,6 +24,7 @@ from trio_renew import (
     ServedExpired,
     open_provider_cache,
 )
+from trio_renew._keyed._member import _Message
 from trio_renew.lowlevel import open_provider_cache_with
 from trio_renew.testing import Block, Handoff, ScriptedFetch, Sleep, Stubborn, under_schedules
 
@@ -712,6 +713,22 @@ async def test_invalidation_and_never_cached_end_the_grace(autojump_clock: MockC
                 cache.set_ttl(False)
             with pytest.raises(Down):
                 await cache.get("a")
+
+
+async def test_an_invalidation_from_elsewhere_in_the_step_of_the_failure_ends_the_grace(
+    autojump_clock: MockClock,
+) -> None:
+    def observe(event: Event) -> None:
+        if isinstance(event, FetchFailed):
+            # As another thread does it, but for the wake-up: those who wait come first.
+            cache._inbox.append(_Message("key", "a", False))
+
+    source = Source(a=ScriptedFetch("A", then=Down()))
+    async with open_provider_cache(source, ttl=10, serve_expired_for=100, observe=observe) as cache:
+        await cache.get("a")
+        await trio.sleep(10)
+        with pytest.raises(Down):
+            await cache.get("a")
 
 
 async def test_entries_in_their_grace_count_and_go_first_one_by_one(autojump_clock: MockClock) -> None:
