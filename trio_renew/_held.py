@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import attrs
 import trio
+from trio.lowlevel import checkpoint, enable_ki_protection
 
 from ._values import Lease
 
@@ -107,7 +108,7 @@ class Changes(Generic[T]):
     """The values of a resource as they come: ``async for value in resource.changes()``.
 
     Hands out the value that is good now, then each new one; a slow reader misses values, never the latest. It never
-    fetches. Each step is a checkpoint; cancelling it loses nothing. The loop ends when the owner closes.
+    fetches. Each step is a checkpoint; cancelling or interrupting it loses nothing. The loop ends when the owner closes.
     """
 
     __slots__ = ("_look", "_owner", "_seen", "_wait")
@@ -121,13 +122,14 @@ class Changes(Generic[T]):
     def __aiter__(self) -> Changes[T]:
         return self
 
+    @enable_ki_protection
     async def __anext__(self) -> T:
         """Wait for a value that was not handed out yet.
 
         Raises:
           StopAsyncIteration: The owner has closed.
         """
-        await trio.lowlevel.checkpoint()
+        await checkpoint()
         while not self._owner.closed:
             self._owner.check()
             held = self._look(self._seen)

@@ -287,4 +287,16 @@ DEFECTS = (
         "        if at < self._in_use.until(now):",
         "        if True:",
     ),
+    Defect(
+        "an interrupt in get_nowait() leaves its background refresh claimed",
+        "_deciding.py",
+        "    @enable_ki_protection\n    def _get_nowait(self)",
+        "    def _get_nowait(self)",
+    ),
+    Defect(
+        "an interrupt in changes() takes the alarm of keep_warm away",
+        "_held.py",
+        "    @enable_ki_protection\n    async def __anext__(self)",
+        "    async def __anext__(self)",
+    ),
 )
