@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import hypothesis.strategies as st
@@ -203,3 +204,116 @@ async def settle_fenced(world: World, waiting: dict[str, list[trio.CancelScope]]
 
 def parity(key: str) -> str:
     return "even" if ord(key) % 2 == 0 else "odd"
+
+
+# One key whose source fails, is slow, or has no value: what is served meanwhile, and when the source is asked.
+
+TRY_AGAIN = 1.0
+# None ends in the very moment of another call: both orders would be right.
+OUTCOMES = st.tuples(
+    st.sampled_from([0.0, 0.0, 1.125, 3.125, 20.125]), st.sampled_from(["value", "value", "error", "none"])
+)
+
+
+class Outage:
+    """The same by its rules: a script of (seconds, outcome) is asked at the instants of the calls."""
+
+    def __init__(self, script: list[tuple[float, str]], refresh_at: float, grace: float, negative: float) -> None:
+        self.script = script
+        self.refresh_at = refresh_at
+        self.grace = grace
+        self.negative = negative
+        self.answers: dict[float, tuple[float, object]] = {}
+        self.starts: list[float] = []
+        self.value: object = None
+        self.stored = self.deadline = self.failed = -inf
+        self.end = inf
+        self.waiting: list[float] = []
+
+    def call(self, now: float) -> None:
+        self.settle(now)
+        in_grace = self.deadline <= now < self.deadline + self.grace
+        if now < self.deadline or (in_grace and self.failed >= self.deadline):
+            due = now >= self.stored + (self.deadline - self.stored) * self.refresh_at
+            self.answers[now] = (now, self.value)
+            if due and self.end == inf and now >= self.failed + TRY_AGAIN:
+                self.start(now)
+        else:
+            if self.end == inf:
+                self.start(now)
+            self.waiting.append(now)
+        self.settle(now)
+
+    def start(self, now: float) -> None:
+        self.end = now + self.script[len(self.starts)][0]
+        self.starts.append(now)
+
+    def settle(self, now: float) -> None:
+        if self.end > now:
+            return
+        number, end = len(self.starts) - 1, self.end
+        outcome = self.script[number][1]
+        self.end = inf
+        answer: object = number if outcome == "value" else None
+        if outcome != "error":
+            life = TTL if outcome == "value" else self.negative
+            self.value, self.stored, self.failed = answer, end, -inf
+            self.deadline = end + life if life else -inf
+        elif end < self.deadline + self.grace:
+            answer, self.failed = self.value, end
+        else:
+            answer = f"down {number}"
+        for caller in self.waiting:
+            self.answers[caller] = (end, answer)
+        self.waiting = []
+
+
+@given(
+    script=st.lists(OUTCOMES, min_size=40, max_size=40),
+    calls=st.sets(st.integers(0, 160).map(lambda number: 0.25 + number / 2), max_size=40),
+    refresh_at=st.sampled_from([1.0, 0.5]),
+    grace=st.sampled_from([0.0, 5.0, 30.0]),
+    negative=st.sampled_from([0.0, NEGATIVE]),
+)
+@settings(max_examples=300)
+def test_an_outage_goes_by_the_rules(
+    script: list[tuple[float, str]], calls: set[float], refresh_at: float, grace: float, negative: float
+) -> None:
+    model = Outage(script, refresh_at, grace, negative)
+    for now in sorted(calls):
+        model.call(now)
+    model.settle(1e9)
+    answers: dict[float, tuple[float, object]] = {}
+    starts: list[float] = []
+
+    async def resolve(key: str) -> int | None:
+        number = len(starts)
+        starts.append(trio.current_time())
+        seconds, outcome = script[number]
+        await trio.sleep(seconds)
+        if outcome == "error":
+            raise Down(number)
+        return number if outcome == "value" else None
+
+    async def main() -> None:
+        async with (
+            open_provider_cache(
+                resolve, ttl=TTL, negative_ttl=negative, refresh_at=refresh_at, serve_expired_for=grace
+            ) as cache,
+            trio.open_nursery() as nursery,
+        ):
+
+            async def call(now: float) -> None:
+                await trio.sleep_until(now)
+                try:
+                    answer: object = await cache.get("a")
+                except Down as exc:
+                    answer = f"down {exc.args[0]}"
+                answers[now] = (trio.current_time(), answer)
+
+            for now in sorted(calls):
+                nursery.start_soon(call, now)
+            await trio.sleep(100.0)
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert (answers, starts) == (model.answers, model.starts)
