@@ -46,7 +46,8 @@ class ProviderCache(Caching[K, V], Generic[K, V]):
         caller's (see ``when_abandoned``).
 
         Returns:
-          What ``resolve(key)`` returned.
+          What ``resolve(key)`` returned; where ``serve_expired_for`` allows it and the source is down, what it had
+          returned before.
 
         Raises:
           Exception: What the resolution raised, with its own type and traceback, in each caller of it.
@@ -76,6 +77,8 @@ class ProviderCache(Caching[K, V], Generic[K, V]):
 
     def get_nowait(self, key: K) -> V:
         """Hand out the value of a key if there is one, without waiting. Never a checkpoint.
+
+        Like ``get`` it is a use, and starts the background resolution of an entry that is due.
 
         Raises:
           trio.WouldBlock: There is none, or it has expired.

@@ -126,7 +126,8 @@ async def open_provider_cache(
         waits for a resolution; when that fails, the expired value is served, at once from then on, until one succeeds.
         Each serving is told (:class:`ServedExpired`).
       tags: A function of key and value that returns the tags (``str``) by which :meth:`ProviderCache.invalidate_tag`
-        finds the entry; asked when a value is to be stored.
+        finds the entry; asked when a value is to be stored, a remembered None too. What it raises makes that a
+        failed resolution, and so does anything else it returns.
       fetch_timeout: Seconds that one resolution may take; None or infinity: no limit.
       when_abandoned: What becomes of a resolution when its last caller leaves: ``"finish"`` keeps its value,
         ``"cancel"`` cancels it. Background resolutions have no callers to lose.
