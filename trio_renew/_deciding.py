@@ -435,15 +435,19 @@ class Deciding(Generic[T]):
     @enable_ki_protection
     def _forget(self) -> trio.Event | None:
         """Forget the value in one step; the event, if any, is set when the storage has, too."""
+        settled = self._drop()
+        self._owner.tell(Cleared(self._generation, name=self._owner.name))
+        return settled
+
+    def _drop(self) -> trio.Event | None:
+        """Do what there is to do for :meth:`_forget`, all of it, before anybody is told."""
         self._slow_down()
         self._generation += 1
         self._held = None
         if self._flight is not None:
             self._flight.fence()
             self._flight = self._awaited = None
-        settled = None if self._stash is None else self._stash.clear()
-        self._owner.tell(Cleared(self._generation, name=self._owner.name))
-        return settled
+        return None if self._stash is None else self._stash.clear()
 
     def _look(self, seen: int) -> Held[T] | None:
         held, now = self._held, self._clock.now()

@@ -6,12 +6,14 @@ Invariants:
   without one is in its first generation.
 * A mark that has moved makes the provider forget what it holds, and so does one that the store has lost.
 * Until the store has the mark that our own ``clear()`` began, nothing is read from it: each look tries again first.
+  Where putting it there is interrupted, that is done once more before the owner ends.
 * What a look has read counts only if nobody here has learnt better while it was reading.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import trio
@@ -105,15 +107,23 @@ class Generation(Generic[F]):
     async def _run_clear(self, done: trio.Event, after: trio.Event | None) -> None:
         with trio.CancelScope(shield=True):
             try:
-                await self._put(PATIENCE)
-            except StoreDown:
-                pass  # the next look tries again
-            try:
+                await self._insist()
                 if after is not None:
                     await after.wait()
             finally:
                 self._owner.not_closing(done.set)
                 done.set()
+
+    async def _insist(self) -> None:
+        try:
+            await self._put(PATIENCE)
+        except StoreDown:
+            pass  # the next look tries again
+        except KeyboardInterrupt:
+            # It may have struck before the store was reached.
+            with suppress(StoreDown):
+                await self._put(PATIENCE)
+            raise
 
     def look_soon(self) -> None:
         """Look at the generation in the background, so that a ``clear()`` elsewhere is noticed here."""

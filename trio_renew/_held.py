@@ -12,13 +12,14 @@ from math import inf
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import attrs
-import trio
 from trio.lowlevel import checkpoint, enable_ki_protection
 
 from ._values import Lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import trio
 
     from ._owner import Owner
     from ._policy.breaker import Closed, HalfOpen, Open
@@ -108,7 +109,8 @@ class Changes(Generic[T]):
     """The values of a resource as they come: ``async for value in resource.changes()``.
 
     Hands out the value that is good now, then each new one; a slow reader misses values, never the latest. It never
-    fetches. Each step is a checkpoint; cancelling or interrupting it loses nothing. The loop ends when the owner closes.
+    fetches. Each step is a checkpoint; cancelling or interrupting it loses nothing. The loop ends when the owner
+    closes.
     """
 
     __slots__ = ("_look", "_owner", "_seen", "_wait")

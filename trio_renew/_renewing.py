@@ -24,7 +24,7 @@ from ._ask import Ask
 from ._budget import Budget, spend
 from ._deciding import Deciding
 from ._errors import BreakerOpen, BudgetExhausted
-from ._events import BreakerChanged, FetchFailed, FetchStarted, ServedExpired
+from ._events import BreakerChanged, Cleared, FetchFailed, FetchStarted, ServedExpired
 from ._flight import Flight, raise_shared
 from ._life import judge
 from ._owner import call_user, check_function
@@ -315,9 +315,12 @@ class Renewing(Deciding[T]):
         return judge(self._policy, self._read_expires_at, value, min(flight.issued_at, arrived), arrived)
 
     async def _flight_keep(self, flight: Flight[T, Held[T]], held: Held[T]) -> None:
-        if self._sharing is not None:
-            await self._sharing.publish(flight, held)
-        await super()._flight_keep(flight, held)
+        try:
+            if self._sharing is not None:
+                await self._sharing.publish(flight, held)
+        finally:
+            # Also where a KeyboardInterrupt has struck in the share's stores.
+            await super()._flight_keep(flight, held)  # noqa: ASYNC102 - it is shielded
 
     def _appraise(self, value: T, issued_at: float) -> Held[T]:
         """Read the life of a peer's value."""
@@ -402,14 +405,17 @@ class Renewing(Deciding[T]):
         now = self._clock.now()
         return judge(self._policy, self._read_expires_at, value, now, now, stored=True)
 
-    @enable_ki_protection
-    def _forget(self) -> trio.Event | None:
-        settled = self._forget_here(None)
+    def _drop(self) -> trio.Event | None:
+        settled = self._drop_here(None)
         return settled if self._sharing is None else self._sharing.generation.clear(settled)
 
     @enable_ki_protection
-    def _forget_here(self, sparing: Flight[T, Held[T]] | None) -> trio.Event | None:
+    def _forget_here(self, sparing: Flight[T, Held[T]] | None) -> None:
         """Forget without telling the other processes. A flight that has asked nobody yet may go on afterwards."""
+        self._drop_here(sparing)
+        self._owner.tell(Cleared(self._generation, name=self._owner.name))
+
+    def _drop_here(self, sparing: Flight[T, Held[T]] | None) -> trio.Event | None:
         self._forget_permanent()
         self._setbacks = 0
         self._backoff.lift()
@@ -418,13 +424,12 @@ class Renewing(Deciding[T]):
             spared = None
         else:
             self._flight = None
-        try:
-            return super()._forget()
-        finally:
-            if spared is not None and not self._owner.closed:
-                spared.generation = self._generation
-                self._flight = spared
-            self._plan()
+        settled = super()._drop()
+        if spared is not None and not self._owner.closed:
+            spared.generation = self._generation
+            self._flight = spared
+        self._plan()
+        return settled
 
     def _closed(self) -> None:
         super()._closed()

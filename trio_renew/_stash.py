@@ -6,7 +6,8 @@ Invariants:
   in which they were asked for: a ``clear`` asked for after a ``set`` always has the last word. The one read comes
   first, or not at all.
 * A call *settles* (its askers go on) when it ends or after ``timeout`` seconds; the next one waits for its *end*.
-* What fails is reported once and raised nowhere. A KeyboardInterrupt or SystemExit crashes the owner.
+* What fails is reported once and raised nowhere. A KeyboardInterrupt or SystemExit crashes the owner; a write or clear
+  that is interrupted is made once more before: neither a new value nor a logout is lost to it.
 * Closing cancels a read; a write or a clear goes on within its bound, and nobody waits for it but the nursery.
 """
 
@@ -147,7 +148,7 @@ class Stash(Generic[T]):
         with trio.CancelScope(shield=True):
             try:
                 if await self._my_turn(call) and (call.wanted is None or call.wanted()):
-                    await self._bounded(call)
+                    await self._insist(call)
             finally:
                 call.args = ()
                 if call.operation != "get":
@@ -166,6 +167,16 @@ class Stash(Generic[T]):
         self._fail(call, StoreError(f"storage.{call.operation} could not start: an earlier call does not end"))
         await before.wait()
         return call.operation == "clear"
+
+    async def _insist(self, call: _Call[T]) -> None:
+        try:
+            await self._bounded(call)
+        except KeyboardInterrupt:
+            # It may have struck before the storage was reached.
+            if call.operation != "get":
+                call.scope = trio.CancelScope()
+                await self._bounded(call)
+            raise
 
     async def _bounded(self, call: _Call[T]) -> None:
         alarm = None

@@ -299,4 +299,34 @@ DEFECTS = (
         "    @enable_ki_protection\n    async def __anext__(self)",
         "    async def __anext__(self)",
     ),
+    Defect(
+        "an interrupted observer keeps a clear() from the share",
+        "_renewing.py",
+        "        settled = self._drop_here(None)\n        return",
+        "        settled = self._drop_here(None)\n        self._owner.tell(Cleared(0))\n        return",
+    ),
+    Defect(
+        "a clear() of the storage that is interrupted is given up",
+        "_stash.py",
+        '            if call.operation != "get":\n                call.scope',
+        '            if call.operation == "set":\n                call.scope',
+    ),
+    Defect(
+        "a write to the storage that is interrupted is given up",
+        "_stash.py",
+        '            if call.operation != "get":\n                call.scope',
+        '            if call.operation == "clear":\n                call.scope',
+    ),
+    Defect(
+        "a clear() of the share that is interrupted is given up",
+        "_generation.py",
+        "            with suppress(StoreDown):\n                await self._put(PATIENCE)\n            raise",
+        "            raise",
+    ),
+    Defect(
+        "an interrupt in the share leaves the storage without the new value",
+        "_renewing.py",
+        "        finally:\n            # Also where a KeyboardInterrupt",
+        "        except ZeroDivisionError:\n            pass\n        else:\n            # Also where a KeyboardInterrupt",
+    ),
 )

@@ -1,0 +1,364 @@
+"""A KeyboardInterrupt at every line of opening, closing and clear(), after which the program goes on.
+
+What opened is open, or it has left nothing behind and opens at the next try. What closes has closed. A ``clear()``
+has happened wholly, everywhere, or not at all.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from trio_renew import (
+    AuthToken,
+    Cleared,
+    Event,
+    FetchAbandoned,
+    FetchFailed,
+    FetchStarted,
+    FetchSucceeded,
+    OwnerClosed,
+    RefreshingProvider,
+    RefreshPolicy,
+    RenewableResource,
+    Share,
+    open_provider,
+    open_resource,
+)
+from trio_renew.lowlevel import open_provider_with
+from trio_renew.stores.memory import MemoryStores, open_memory_stores
+from trio_renew.testing import interrupt_at_every_line
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+#: The user's code, which is here, and the rooms of one provider.
+WITHIN = [
+    sys.modules[__name__],
+    *(module for name, module in sys.modules.items() if name.startswith("trio_renew._") and "_keyed" not in name),
+]
+POLICY = RefreshPolicy(jitter=0.0, leeway=0.0, min_interval=0.0, retry=None)
+
+
+class Source:
+    """Makes tokens, each another one."""
+
+    calls = 0
+    running = 0
+    last: AuthToken | None = None
+
+    @trio.lowlevel.enable_ki_protection
+    async def __call__(self) -> AuthToken:
+        Source.calls += 1
+        self.running += 1
+        try:
+            self.last = await self.ask()
+            return self.last
+        finally:
+            self.running -= 1
+
+    @trio.lowlevel.disable_ki_protection
+    async def ask(self) -> AuthToken:
+        await trio.sleep(0.2)
+        return AuthToken.expiring_in(f"token {Source.calls}", 60.0)
+
+
+class Shelf:
+    """A storage whose calls take a while."""
+
+    def __init__(self) -> None:
+        self.held: AuthToken | None = None
+
+    async def get(self) -> AuthToken | None:
+        await trio.sleep(0.1)
+        return self.held
+
+    async def set(self, value: AuthToken) -> None:
+        await trio.sleep(0.1)
+        self.held = value
+
+    async def clear(self) -> None:
+        await trio.sleep(0.1)
+        self.held = None
+
+
+class Observer:
+    """Notes what it is told, and then does something that can be interrupted."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.last: Event | None = None
+
+    @trio.lowlevel.enable_ki_protection
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        self.look(event)
+
+    @trio.lowlevel.disable_ki_protection
+    def look(self, event: Event) -> None:
+        self.last = event
+
+    def adds_up(self) -> None:
+        """Each start has one end; closing comes last, and only what was open closes."""
+        starts = sum(isinstance(event, FetchStarted) for event in self.events)
+        ends = sum(isinstance(event, FetchSucceeded | FetchFailed | FetchAbandoned) for event in self.events)
+        assert starts == ends
+        if self.events:
+            assert [isinstance(event, OwnerClosed) for event in self.events].index(True) == len(self.events) - 1
+
+
+async def hook() -> None:
+    await trio.lowlevel.checkpoint()
+
+
+async def is_closed(resource: RenewableResource[Any]) -> None:
+    status = resource.status()
+    assert (status.closed, status.held, status.fetching, status.waiting) == (True, False, False, 0)
+    for call in (resource.get, resource.lease, resource.refresh, resource.clear):
+        with pytest.raises(trio.ClosedResourceError):
+            await call()
+    for look in (resource.get_nowait, resource.changes):
+        with pytest.raises(trio.ClosedResourceError):
+            look()
+
+
+async def caller(resource: RenewableResource[Any]) -> None:
+    try:
+        await resource.refresh()
+    except (KeyboardInterrupt, trio.ClosedResourceError):
+        pass
+
+
+def living() -> int:
+    return trio.lowlevel.current_statistics().tasks_living
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "alone": {},
+    "storage": {"storage": True},
+    "share": {"share": True},
+    "hook": {"after_claim": hook},
+    "all": {"storage": True, "share": True, "after_claim": hook, "keep_warm": 60.0},
+}
+
+
+def options_of(variant: str, stores: MemoryStores[Any], shelf: Shelf) -> dict[str, Any]:
+    options: dict[str, Any] = {"after_claim": None, "policy": POLICY, **VARIANTS[variant]}
+    if "storage" in options:
+        options["storage"] = shelf
+    if "share" in options:
+        options["share"] = Share(stores.cache, stores.dedupe, "key")
+    return options
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_opening(calm: Any, variant: str, stored: bool) -> None:
+    async def scenario() -> None:
+        quiet = calm()
+        source, observer, shelf = Source(), Observer(), Shelf()
+        async with open_memory_stores() as stores:
+            options = options_of(variant, stores, shelf)
+            if stored:
+                async with open_provider_with(mint=source, **options) as provider:
+                    await provider.get()
+            tasks = living()
+            opened: list[RefreshingProvider[AuthToken]] = []
+            try:
+                async with AsyncExitStack() as stack:
+                    manager = open_provider_with(mint=source, observe=observer, **options)
+
+                    async def enter() -> None:
+                        opened.append(await stack.enter_async_context(manager))
+
+                    await quiet.survive(enter)
+                    for provider in opened:
+                        if not provider.status().closed:
+                            with trio.fail_after(1):
+                                await provider.get()
+                            assert provider.status().waiting == 0
+            except KeyboardInterrupt:
+                pass
+            for provider in opened:
+                await is_closed(provider)
+            observer.adds_up()
+            assert source.running == 0
+            assert living() == tasks
+            # What was interrupted has left nothing behind that the next one would have to wait for.
+            with trio.fail_after(1):
+                async with open_provider_with(mint=source, **options) as provider:
+                    await provider.get()
+            if "storage" in options:
+                assert shelf.held is not None
+
+    assert interrupt_at_every_line(scenario, within=WITHIN).steps > 10
+
+
+@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_closing(calm: Any, variant: str, busy: bool) -> None:
+    async def scenario() -> None:
+        quiet = calm()
+        source, observer, shelf = Source(), Observer(), Shelf()
+        async with open_memory_stores() as stores:
+            options = options_of(variant, stores, shelf)
+            tasks = living()
+            async with trio.open_nursery() as nursery:
+                stack = AsyncExitStack()
+                provider = await stack.enter_async_context(open_provider_with(mint=source, observe=observer, **options))
+                if busy:
+                    nursery.start_soon(caller, provider)
+                    nursery.start_soon(caller, provider)
+                    await trio.sleep(0.25)  # where there is a storage, it writes
+                    nursery.start_soon(caller, provider)
+                    await trio.sleep(0)
+                await quiet.survive(stack.aclose)
+                await is_closed(provider)
+            observer.adds_up()
+            assert source.running == 0
+            assert living() == tasks
+            with trio.fail_after(1):
+                async with open_provider_with(mint=source, **options) as provider:
+                    await provider.get()
+
+    assert interrupt_at_every_line(scenario, within=WITHIN).steps > 5
+
+
+@pytest.mark.parametrize("fetching", [False, True])
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_clear_is_one_step(calm: Any, variant: str, fetching: bool) -> None:
+    async def scenario() -> None:
+        quiet = calm()
+        source, observer, shelf = Source(), Observer(), Shelf()
+        async with open_memory_stores() as stores:
+            options = options_of(variant, stores, shelf)
+            try:
+                async with (
+                    trio.open_nursery() as nursery,
+                    open_provider_with(mint=source, observe=observer, **options) as provider,
+                ):
+                    if fetching:
+                        nursery.start_soon(caller, provider)
+                        await trio.sleep(0.1)
+                    before = provider.get_nowait()
+                    await quiet.survive(provider.clear)
+                    cleared = any(isinstance(event, Cleared) for event in observer.events)
+                    assert (before is provider.get_nowait()) if not cleared else not provider.status().held
+                    with trio.fail_after(2):
+                        if cleared:
+                            assert await provider.get() != before
+                            # And so it is for the others, and for who comes later.
+                            async with open_provider_with(mint=source, **options) as other:
+                                assert await other.get() != before
+                        await provider.refresh()
+                        await provider.clear()
+                        await provider.get()
+            except* KeyboardInterrupt:
+                await is_closed(provider)
+            observer.adds_up()
+            if any(isinstance(event, Cleared) for event in observer.events):
+                await trio.sleep(1)
+                assert shelf.held != before
+                async with open_provider_with(mint=source, **options) as other:
+                    assert await other.get() != before
+
+    assert interrupt_at_every_line(scenario, within=WITHIN).steps > 5
+
+
+@pytest.mark.parametrize("variant", ["storage", "all"])
+def test_what_was_fetched_is_written(calm: Any, variant: str) -> None:
+    async def scenario() -> None:
+        quiet = calm()
+        source, shelf = Source(), Shelf()
+        async with open_memory_stores() as stores:
+            options = options_of(variant, stores, shelf)
+            try:
+                async with open_provider_with(mint=source, **options) as provider:
+                    await quiet.survive(provider.refresh, trio.ClosedResourceError)
+            except KeyboardInterrupt:
+                await is_closed(provider)
+            assert shelf.held is source.last
+
+    assert interrupt_at_every_line(scenario, within=WITHIN).steps > 10
+
+
+@pytest.mark.parametrize("keep_warm", [0.0, float("inf")])
+def test_a_peer_does_not_wait_for_who_was_interrupted(calm: Any, keep_warm: float) -> None:
+    async def scenario() -> None:
+        quiet = calm()
+        source, got = Source(), []
+        async with open_memory_stores() as stores:
+            share = Share(stores.cache, stores.dedupe, "key")
+            async with open_provider(source, share=share, policy=POLICY, eager=False) as peer:
+
+                async def wait_for_it() -> None:
+                    await trio.sleep(0.1)
+                    got.append(await peer.get())
+
+                started, patience = trio.current_time(), 1.0
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(wait_for_it)
+                    try:
+                        async with open_provider(
+                            source, share=share, policy=POLICY, eager=False, keep_warm=keep_warm
+                        ) as provider:
+                            await quiet.survive(provider.get, trio.ClosedResourceError)
+                            with trio.fail_after(1):
+                                await provider.get()
+                    except KeyboardInterrupt:
+                        # Where it struck the store's code, the store may not know: then the lease has to run out.
+                        patience += stores.dedupe.lease
+                        await is_closed(provider)
+                assert len(got) == 1
+                assert trio.current_time() - started < patience
+
+    assert interrupt_at_every_line(scenario, within=WITHIN).steps > 10
+
+
+async def take_one(resource: RenewableResource[Any]) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(resource.refresh)
+        async for _ in resource.changes():
+            break
+
+
+RESOURCE: dict[str, Callable[[RenewableResource[Any]], Awaitable[object]]] = {
+    "get": lambda resource: resource.get(),
+    "refresh": lambda resource: resource.refresh(),
+    "clear": lambda resource: resource.clear(),
+    "changes": take_one,
+}
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("operation", list(RESOURCE))
+def test_a_resource_goes_on(calm: Any, operation: str, held: bool) -> None:
+    async def scenario() -> None:
+        quiet = calm()
+        source, observer, shelf = Source(), Observer(), Shelf()
+        tasks = living()
+        try:
+            async with open_resource(source, storage=shelf, observe=observer) as resource:
+                if held:
+                    await resource.get()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(caller, resource)
+                    await quiet.survive(lambda: RESOURCE[operation](resource), trio.ClosedResourceError)
+                with trio.fail_after(1):
+                    token = await resource.get()
+                status = resource.status()
+                assert (status.held, status.waiting, status.fetching) == (True, 0, False)
+                assert shelf.held is token
+                assert await resource.refresh() != token
+        except KeyboardInterrupt:
+            pass
+        await is_closed(resource)
+        observer.adds_up()
+        assert source.running == 0
+        assert living() == tasks
+
+    assert interrupt_at_every_line(scenario, within=WITHIN).steps > 5
