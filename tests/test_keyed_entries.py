@@ -173,6 +173,30 @@ def test_one_key_that_comes_and_goes_needs_no_more_room(others: int) -> None:
     assert gone() is None
 
 
+@pytest.mark.parametrize("grace", [0.0, 5.0])
+def test_a_key_whose_hash_has_changed_is_in_nobodys_way(grace: float) -> None:
+    class Key:
+        number = 0
+
+        def __hash__(self) -> int:
+            return self.number
+
+    for others in (0, 1):
+        for until in (5.0, 20.0):
+            entries: Entries[Any, str] = Entries(1 + others, grace)
+            key = Key()
+            entries.store(key, "lost", 0.0, 10.0)
+            for number in range(others):
+                entries.store(number, "v", 0.0, 10.0)
+            key.number = 1
+            while entries.sweep(until):
+                pass
+            for number in range(3):
+                entries.store(number, "new", until, 10.0)
+            assert list(entries.map) == [1, 2] if others else [2]
+            assert entries.next_end() > until
+
+
 def test_dropped_values_are_not_kept() -> None:
     class Thing:
         pass

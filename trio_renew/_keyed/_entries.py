@@ -162,8 +162,11 @@ class Entries(Generic[K, V]):
     def drop(self, key: K) -> Entry[V] | None:
         """Forget what a key holds, live or not, and all that belongs to it."""
         entry = self.map.pop(key, None)
-        if entry is None:
-            return None
+        if entry is not None:
+            self._forget(key, entry)
+        return entry
+
+    def _forget(self, key: K, entry: Entry[V]) -> None:
         chunk, entry.chunk = entry.chunk, None
         if chunk is not None:
             chunk.live -= 1
@@ -180,18 +183,17 @@ class Entries(Generic[K, V]):
         if not self.map:
             # The table of a million entries is given back.
             self.map.clear()
-        return entry
 
     def _evict(self, now: float) -> None:
         chunk = self._due(now)
         if chunk is None:
-            self.drop(next(iter(self.map)))
+            # Not by its key, which may be found no more: somebody has changed what it hashes to.
+            self._forget(*self.map.popitem(last=False))
         elif self._grace:
             # One is enough: the others may still be wanted while the source is down.
-            entries = self._entries_of(chunk)
-            key = min(entries, key=lambda each: entries[each].deadline)
-            if entries[key].deadline <= now:
-                self.drop(key)
+            ended = {key: entry.deadline for key, entry in self._entries_of(chunk).items() if entry.deadline <= now}
+            if ended:
+                self.drop(min(ended, key=ended.__getitem__))
             if chunk.live:
                 self._visit(chunk, -inf)
         else:
@@ -281,13 +283,12 @@ class Entries(Generic[K, V]):
             if deadline <= horizon:
                 # Not by drop()'s book-keeping, which might dissolve the chunk under our hands.
                 entry.chunk = None
-                chunk.live -= 1
                 self.drop(key)
             else:
                 left.append(key)
                 soonest = min(soonest, deadline)
                 latest = max(latest, deadline)
-        chunk.keys, chunk.soonest, chunk.latest = left, inf, latest
+        chunk.keys, chunk.live, chunk.soonest, chunk.latest = left, len(left), inf, latest
         if len(left) < _SPARSE and chunk is not self._open:
             self._dissolve(chunk)
         elif left:
