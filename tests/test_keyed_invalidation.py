@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import threading
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -398,14 +400,15 @@ def test_a_message_that_comes_too_late_is_dropped() -> None:
             await cache.get("a")
             members.append(cache)
         # As from a thread that had taken its list before the cache closed.
-        assert await trio.to_thread.run_sync(lambda: cache._invalidate_from_anywhere("key", "a")) == 0
-        assert cache._invalidate_from_anywhere("key", "a") == 0
+        assert await trio.to_thread.run_sync(lambda: cache._take_up(message, [])) == 0
+        assert cache._take_up(message, []) == 0
         cache._bus_failed(OSError())
 
     members: list[Any] = []
+    message = _Message("key", "a", True)
     trio.run(main)
     (cache,) = members
-    assert cache._invalidate_from_anywhere("key", "a") == 0
+    assert cache._take_up(message, []) == 0
     cache._soon(lambda: None)  # its run is over
 
 
@@ -469,6 +472,83 @@ def test_under_many_schedules_nothing_invalidated_is_served() -> None:
                 nursery.start_soon(use)
 
     under_schedules(scenario, seeds=25)
+
+
+async def test_an_interrupted_observer_keeps_no_other_from_hearing_it() -> None:
+    def interrupted(event: Event) -> None:
+        if isinstance(event, Cleared):
+            raise KeyboardInterrupt
+
+    told: list[Event] = []
+    async with (
+        open_provider_cache(Source(), observe=interrupted) as first,
+        open_provider_pool(open_value, observe=told.append) as second,
+    ):
+        await first.get("a")
+        async with second.borrow("a"):
+            pass
+        with pytest.raises(KeyboardInterrupt):
+            invalidate_provider("a")
+        assert isinstance(told[-1], Cleared)
+        assert "a" not in first
+        assert "a" not in second
+
+
+def test_an_idle_value_whose_time_is_over_is_not_counted_elsewhere() -> None:
+    async def main() -> None:
+        async with open_provider_pool(open_value, idle_timeout=10.0) as pool:
+            async with pool.borrow("a"), pool.borrow("b"):
+                pass
+            clock.jump(5)
+            async with pool.borrow("b"):
+                # Nobody has looked since: the thread is not waited for by this run.
+                clock.jump(5)
+                counts.append(elsewhere(clear_provider_caches))
+                assert len(pool) == 0
+
+    def elsewhere(call: Callable[[], int]) -> int:
+        thread = threading.Thread(target=lambda: results.append(call()))
+        thread.start()
+        thread.join()
+        return results.pop()
+
+    clock = MockClock()
+    results: list[int] = []
+    counts: list[int] = []
+    trio.run(main, clock=clock)
+    assert counts == [1]
+
+
+async def test_a_signal_handler_may_call_it() -> None:
+    """At once, where it interrupts what is not ours."""
+    counts: list[int] = []
+    async with open_provider_cache(Source()) as cache, open_provider_pool(open_value) as pool:
+        with handler(lambda: counts.append(clear_provider_caches())) as number:
+            for kill in (lambda: signal.raise_signal(number), lambda: kill_soon(number)):
+                await cache.get("a")
+                async with pool.borrow("a"):
+                    pass
+                kill()
+                with trio.fail_after(10):
+                    while not counts:
+                        await trio.sleep(0.01)
+                assert counts.pop() == 2
+                assert len(cache) == len(pool) == 0
+
+
+@contextmanager
+def handler(call: Callable[[], object]) -> Iterator[signal.Signals]:
+    number = signal.SIGUSR1 if hasattr(signal, "SIGUSR1") else signal.SIGTERM
+    before = signal.signal(number, lambda *_: call() and None)
+    try:
+        yield number
+    finally:
+        signal.signal(number, before)
+
+
+def kill_soon(number: signal.Signals) -> None:
+    """While Trio waits for something to happen."""
+    threading.Timer(0.05, lambda: signal.pthread_kill(threading.main_thread().ident or 0, number)).start()
 
 
 # The bus
@@ -541,6 +621,69 @@ async def test_siblings_hear_it_and_do_not_answer() -> None:
     assert [event.key for event in events if isinstance(event, Cleared)] == [7, None, None]
 
 
+async def test_what_a_sibling_holds_is_counted_as_its_own() -> None:
+    """Though it hears of it on the bus before its turn comes."""
+    bus = MemoryBus()
+    script: ScriptedFetch[str] = ScriptedFetch(Block("late"))
+    async with (
+        open_provider_cache(Source(), bus=bus, name="n"),
+        open_provider_cache(Source(), bus=bus, name="n") as second,
+        open_provider_pool(open_value, bus=bus, name="n") as pool,
+        open_provider_cache(lambda key: script(), bus=bus, name="n") as slow,
+        trio.open_nursery() as nursery,
+    ):
+        await second.get("a")
+        assert invalidate_provider("a") is True
+        assert invalidate_provider("a") is False
+        await second.get("a")
+        await second.get("b")
+        async with pool.borrow("a"):
+            pass
+        assert clear_provider_caches() == 3
+        assert clear_provider_caches() == 0
+        nursery.start_soon(slow.get, "c")
+        await wait_all_tasks_blocked()
+        assert invalidate_provider("c") is True
+        script.release()
+
+
+def test_what_came_from_elsewhere_just_before_closing_is_still_sent() -> None:
+    bus = MemoryBus()
+
+    async def main() -> None:
+        async with open_provider_cache(Source(), bus=bus, name="n"):
+            # No step of this run lies between the message and closing.
+            for target, arguments in (
+                (invalidate_provider, ("a",)),
+                (bus.listeners[0].invalidated, ("key", "b")),
+                (clear_provider_caches, ()),
+            ):
+                thread = threading.Thread(target=target, args=arguments)
+                thread.start()
+                thread.join()
+
+    trio.run(main)
+    assert bus.messages == [("n", "key", "a"), ("n", "all", None)]
+
+
+def deep() -> object:
+    key: object = ()
+    for _ in range(5000):
+        key = (key,)
+    return key
+
+
+@pytest.mark.parametrize("key", [math.nan, (1, (math.nan,)), deep()], ids=["nan", "in a tuple", "deep"])
+async def test_what_no_key_can_equal_drops_everything(key: object) -> None:
+    bus = MemoryBus()
+    async with open_provider_cache(Source(), bus=bus, name="n") as cache:
+        await cache.get("a")
+        bus.listeners[0].invalidated("key", ("a", (1.0, None)))
+        assert "a" in cache
+        bus.listeners[0].invalidated("key", key)
+        assert "a" not in cache
+
+
 async def test_what_was_missed_and_what_cannot_be_named_is_dropped() -> None:
     bus = MemoryBus()
     async with open_provider_cache(Source(), bus=bus, name="n") as cache:
@@ -579,6 +722,18 @@ async def test_a_bus_may_call_from_another_thread() -> None:
         await wait_all_tasks_blocked()
         assert isinstance(events[-1], StorageFailed)
         assert bus.messages == []
+
+
+async def test_an_interrupted_observer_of_trouble_that_another_thread_tells_of_ends_the_cache() -> None:
+    def interrupted(event: Event) -> None:
+        if isinstance(event, StorageFailed):
+            raise SystemExit(3)
+
+    bus = MemoryBus()
+    with pytest.raises(SystemExit):
+        async with open_provider_cache(Source(), bus=bus, name="n", observe=interrupted):
+            await trio.to_thread.run_sync(bus.listeners[0].failed, OSError("down"))
+            await trio.sleep_forever()
 
 
 async def test_a_bus_needs_a_name() -> None:
@@ -661,22 +816,41 @@ async def test_hits_of_other_keys_are_fast_again_afterwards() -> None:
         assert "a" not in cache
 
 
-async def test_counting_begins_again_when_the_cache_changes_under_it() -> None:
-    class Meddler:
-        def __hash__(self) -> int:
-            if meddle:
-                meddle.pop()()
-            return 1
+class Meddler:
+    """A key that does something when it is hashed: where another thread may come in between."""
 
-    meddle: list[Callable[[], Any]] = []
+    def __init__(self) -> None:
+        self.meddle: list[Callable[[], Any]] = []
+
+    def __hash__(self) -> int:
+        if self.meddle:
+            self.meddle.pop()()
+        return 1
+
+
+@pytest.mark.parametrize("itself", [False, True])
+async def test_counting_begins_again_when_the_cache_changes_under_it(itself: bool) -> None:
+    meddler = Meddler()
     async with open_provider_cache(Source()) as cache:
-        await cache.get(Meddler())
+        await cache.get(meddler)
         await cache.get("b")
         await cache.get("c")
-        meddle.append(lambda: cache.delete("b"))
+        meddler.meddle.append(lambda: cache.delete(meddler if itself else "b"))
         assert cache._live_elsewhere(0.0) == list(cache._live)
-        assert meddle == []
+        assert meddler.meddle == []
         assert len(cache) == 2
+
+
+@pytest.mark.parametrize("itself", [False, True])
+async def test_counting_begins_again_when_the_pool_changes_under_it(itself: bool) -> None:
+    meddler = Meddler()
+    async with open_provider_pool(open_value) as pool:
+        async with pool.borrow(meddler), pool.borrow("b"), pool.borrow("c"):
+            pass
+        meddler.meddle.append(lambda: pool.delete(meddler if itself else "b"))
+        assert pool._live_elsewhere(0.0) == list(pool._open)
+        assert meddler.meddle == []
+        assert len(pool) == 2
 
 
 def test_in_the_thread_of_the_run_but_outside_of_it() -> None:
@@ -714,7 +888,7 @@ async def test_a_message_in_a_closed_inbox_is_nothing() -> None:
     async with open_provider_cache(Source()) as cache:
         pass
     cache._inbox.append(_Message("key", "a", True))
-    cache._catch_up()
+    cache._empty_inbox()
     assert not cache._inbox
 
 

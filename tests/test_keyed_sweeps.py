@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 import trio_renew._keyed
 from trio_renew import clear_provider_caches, invalidate_provider, open_provider_cache, open_provider_pool
@@ -25,6 +27,7 @@ from trio_renew.testing import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
+    from types import CodeType, FrameType
 
 
 def check() -> None:
@@ -270,6 +273,80 @@ def test_an_interrupt_in_the_users_code() -> None:
         assert not opened[0].open
 
     assert interrupt_at_every_line(scenario, nothing_is_open, within=here).steps > 5
+
+
+def signal_at_every_line(scenario: Callable[[], Awaitable[None]], call: Callable[[], object]) -> int:
+    """Run a scenario again and again, calling something at its 1st, 2nd ... line of ours, as a signal handler would."""
+    package = str(Path(trio_renew.__file__).parent)
+    ours: dict[CodeType, bool] = {}
+    lines = 0
+
+    def run(number: int) -> bool:
+        nonlocal lines
+        lines = 0
+
+        def line(frame: FrameType, event: str, argument: object) -> Any:
+            nonlocal lines
+            if event == "line":
+                lines += 1
+                if lines == number:
+                    sys.settrace(None)
+                    call()
+                    return None
+            return line
+
+        def enter(frame: FrameType, event: str, argument: object) -> Any:
+            code = frame.f_code
+            if code not in ours:
+                ours[code] = code.co_filename.startswith(package) and "testing" not in code.co_filename
+            return line if ours[code] else None
+
+        async def traced() -> None:
+            before = sys.gettrace()
+            sys.settrace(enter)
+            try:
+                await scenario()
+            finally:
+                sys.settrace(before)
+
+        trio.run(traced, clock=MockClock(autojump_threshold=0))
+        check()
+        return lines >= number
+
+    number = 1
+    while run(number):
+        number += 1
+    return number
+
+
+def test_a_signal_at_every_line() -> None:
+    """Its handler may ask for an invalidation in the middle of our own steps."""
+
+    async def resolve(key: str) -> str:
+        await trio.sleep(1)
+        return key
+
+    async def scenario() -> None:
+        values = Values()
+        async with (
+            open_provider_pool(values, idle_timeout=1.0, max_entries=1) as pool,
+            open_provider_cache(resolve, ttl=3.0, refresh_at=0.5, max_entries=1) as cache,
+        ):
+            with trio.fail_after(60):
+                async with pool.borrow("a"), pool.borrow("b"):
+                    await cache.get("a")
+                await cache.get("b")
+                await trio.sleep(2)
+                await cache.get("b")
+                async with pool.borrow("a") as value:
+                    assert value == "A"
+                await trio.sleep(10)
+            status = pool.status()
+            assert (status.entries, status.borrowed, status.opening) == (0, 0, 0)
+            assert cache.status().resolving == len(cache) == 0
+        assert not values.open
+
+    assert signal_at_every_line(scenario, clear_provider_caches) > 500
 
 
 def test_many_users_under_many_schedules() -> None:

@@ -130,6 +130,18 @@ async def test_publishing_from_another_thread(tmp_path: Path) -> None:
         await sibling.until(("key", 1))
 
 
+async def test_a_listener_that_is_interrupted_meanwhile_ends_the_bus(tmp_path: Path) -> None:
+    class Interrupted(Ear):
+        def invalidated(self, what: str, key: object) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        async with open_sqlite_bus(tmp_path / "b.db") as bus:
+            bus.attach(Interrupted())
+            await trio.to_thread.run_sync(bus.publish, Ear(), "key", 1)
+            await trio.sleep_forever()
+
+
 def test_publishing_when_the_run_is_over(tmp_path: Path) -> None:
     kept: list[Any] = []
 
@@ -172,6 +184,27 @@ async def test_last_messages_that_cannot_be_written(tmp_path: Path, caplog: pyte
         raw(path, "ALTER TABLE renew_bus RENAME TO away")
         one.publish(sender, "key", 1)
     assert "could not send its last invalidations" in caplog.text
+
+
+async def test_the_last_messages_are_written_though_the_file_was_locked_when_they_were_sent(tmp_path: Path) -> None:
+    path = tmp_path / "b.db"
+    async with open_sqlite_bus(path) as two:
+        other = Ear()
+        two.attach(other)
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            async with trio.open_nursery() as nursery, open_sqlite_bus(path) as one:
+                connection.execute("BEGIN IMMEDIATE")
+                one.publish(Ear(), "key", 1)
+                with trio.fail_after(5):
+                    while not one._exchanging.locked():
+                        await trio.sleep(0.01)
+                nursery.start_soon(let_go_soon, connection)
+        await other.until(("key", 1))
+
+
+async def let_go_soon(connection: sqlite3.Connection) -> None:
+    await trio.sleep(0.2)
+    connection.execute("ROLLBACK")
 
 
 async def test_a_lock_that_is_held_at_the_end(tmp_path: Path) -> None:
@@ -268,6 +301,24 @@ async def test_another_file_in_its_place(tmp_path: Path, autojump_clock: Any) ->
         assert ear.heard == ["missed"]
         await trio.sleep(100)
         assert ear.heard == ["missed"]
+
+
+async def test_a_file_that_does_not_say_which_it_is_any_more(tmp_path: Path, autojump_clock: Any) -> None:
+    path = tmp_path / "b.db"
+    async with open_sqlite_bus(path) as bus:
+        ear = Ear()
+        bus.attach(ear)
+        raw(path, "DELETE FROM renew_file")
+        await trio.sleep(60)
+        assert ear.heard == ["failed"]
+        bus.publish(Ear(), "key", 1)
+        for each in tmp_path.iterdir():
+            each.unlink()
+        async with open_sqlite_bus(path) as two:
+            other = Ear()
+            two.attach(other)
+            await other.until(("key", 1))
+        assert ear.heard == ["failed", ("key", 1), "missed"]
 
 
 async def test_a_gap_means_something_was_missed(tmp_path: Path, autojump_clock: Any) -> None:

@@ -236,6 +236,18 @@ async def test_any_thread_may_publish(server: Server, prefix: str) -> None:
         await until(lambda: ear.heard == [("key", 1)])
 
 
+async def test_a_listener_that_is_interrupted_meanwhile_ends_the_bus(server: Server, prefix: str) -> None:
+    class Interrupted(Ear):
+        def invalidated(self, what: Any, key: object) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        async with open_redis_bus(server.url, channel=prefix) as bus:
+            bus.attach(Interrupted())
+            await trio.to_thread.run_sync(bus.publish, Ear(), "key", 1)
+            await trio.sleep_forever()
+
+
 def test_publishing_after_the_run_is_over_does_nothing(server: Server) -> None:
     async def main() -> Any:
         async with open_redis_bus(server.url) as bus:

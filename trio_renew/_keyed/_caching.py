@@ -364,7 +364,7 @@ class Caching(Member[K], Generic[K, V]):
         while True:
             try:
                 return [key for key, entry in list(self._live.items()) if now < entry.deadline]
-            except RuntimeError:
+            except (RuntimeError, KeyError):
                 continue  # its own thread changed it meanwhile
 
     def _rewind(self, now: float) -> None:

@@ -7,7 +7,10 @@ Invariants:
 * A member is touched in its own Trio run only. From elsewhere an invalidation is put into its inbox and its fast path
   is shut, in this order. Each use empties the inbox first, and opens the fast path before it looks into the inbox: so
   nothing invalidated is served from the next use on. The run is woken as well, to do it without being used.
-* Forgetting, publishing and telling are one step, in this order.
+* Forgetting, publishing and telling are one step, in this order; where several members are concerned, all forget
+  before the first of them publishes.
+* A signal handler, or a finalizer, may come in the middle of any step: what is called from there goes through the
+  inbox, too.
 """
 
 from __future__ import annotations
@@ -17,10 +20,10 @@ from abc import ABC, abstractmethod
 from collections import deque
 from contextlib import asynccontextmanager, suppress
 from threading import RLock, get_ident
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import trio
-from trio.lowlevel import enable_ki_protection
+from trio.lowlevel import currently_ki_protected, enable_ki_protection
 
 from .._events import Cleared, FetchStarted, StorageFailed, logger
 from .._flight import Flight
@@ -51,17 +54,43 @@ class _Message(NamedTuple):
     publish: bool
 
 
-def _open_members() -> list[Member[Any]]:
+#: What is still to be said of what has been forgotten.
+_News: TypeAlias = "Callable[[], None]"
+
+
+def _tell_all(news: list[_News]) -> None:
+    interrupt: BaseException | None = None
+    for tell in news:
+        try:
+            tell()
+        except BaseException as exc:  # noqa: ASYNC103 - it is raised below
+            # An interrupted observer: what the others are to hear has happened all the same.
+            interrupt = exc
+    if interrupt is not None:
+        try:
+            raise interrupt
+        finally:
+            del interrupt
+
+
+@enable_ki_protection
+def _invalidate_everywhere(message: _Message, *, at_rest: bool) -> int:
     with _lock:
-        return list(_members.values())
+        members = list(_members.values())
+    news: list[_News] = []
+    # A sibling that hears of it on the bus has nothing left to count: first all forget, then the first one publishes.
+    count = sum([member._take_up(message, news, at_rest=at_rest) for member in members])
+    _tell_all(news)
+    return count
 
 
 def invalidate_provider(key: object) -> bool:
     """Drop a key in every open cache and pool of this process, whichever thread runs it.
 
-    May be called from any thread, inside of Trio and outside; never a checkpoint. What runs in the caller's own Trio
-    run has dropped it on return. Any other serves nothing of it from its next use on, and drops it at its run's next
-    step. A resolution or opening in progress answers those who wait for it, and is not kept. Caches with a bus pass it
+    May be called from any thread, inside of Trio and outside, also by a signal handler; never a checkpoint. What runs
+    in the caller's own Trio run has dropped it on return. Any other serves nothing of it from its next use on, and
+    drops it at its run's next step; so does everything where a signal handler interrupts Trio or this library at work.
+    A resolution or opening in progress answers those who wait for it, and is not kept. Caches with a bus pass it
     on to the other processes; those without one learn nothing from it: there the TTL is what bounds staleness.
 
     Returns:
@@ -76,7 +105,7 @@ def invalidate_provider(key: object) -> bool:
             invalidate_provider(tenant_id)
     """
     hash(key)
-    return sum([member._invalidate_from_anywhere("key", key) for member in _open_members()]) > 0
+    return _invalidate_everywhere(_Message("key", key, True), at_rest=_at_rest()) > 0
 
 
 def clear_provider_caches() -> int:
@@ -85,7 +114,7 @@ def clear_provider_caches() -> int:
     Returns:
       How many live entries that were, over all of them.
     """
-    return sum([member._invalidate_from_anywhere("all", None) for member in _open_members()])
+    return _invalidate_everywhere(_Message("all", None, True), at_rest=_at_rest())
 
 
 def _after_fork() -> None:
@@ -97,6 +126,21 @@ def _after_fork() -> None:
 
 # Where there is no fork, there is nothing to do after one.
 getattr(os, "register_at_fork", dict)(after_in_child=_after_fork)
+
+
+def _at_rest() -> bool:
+    """Whether no step of Trio's or ours is under way; asked by what may be called from a signal handler.
+
+    The same lines are protected from a KeyboardInterrupt, for the same reason.
+    """
+    return not currently_ki_protected()
+
+
+def _names_itself(key: object) -> bool:
+    """Whether a key that has travelled can be the key of anything: NaN, for one, differs from itself."""
+    if isinstance(key, tuple):
+        return all(map(_names_itself, cast("tuple[object, ...]", key)))
+    return key == key
 
 
 class _Ear:
@@ -116,13 +160,17 @@ class _Ear:
         """Somebody else has dropped something."""
         try:
             hash(key)
-        except TypeError:
+            exact = _names_itself(key)
+        except Exception:
+            # Not hashable, or nested too deeply: whatever it is, it is not lost.
+            exact = False
+        if not exact:
             what, key = "all", None
-        self._member._invalidate_from_anywhere(what, key, publish=False)
+        self._member._hear(_Message(what, key, False))
 
     def missed(self) -> None:
         """Somebody else may have dropped anything."""
-        self._member._invalidate_from_anywhere("all", None, publish=False)
+        self._member._hear(_Message("all", None, False))
 
     def failed(self, error: Exception) -> None:
         """The bus is out of order."""
@@ -220,7 +268,7 @@ class Member(ABC, Generic[K]):
           RuntimeError: Called from another thread or Trio run; there :func:`invalidate_provider` works.
         """
         self._check()
-        return self._invalidate("key", key, publish=True) > 0
+        return self._invalidate("key", key) > 0
 
     @enable_ki_protection
     def clear(self) -> int:
@@ -236,7 +284,7 @@ class Member(ABC, Generic[K]):
           RuntimeError: Called from another thread or Trio run; there :func:`clear_provider_caches` works.
         """
         self._check()
-        return self._invalidate("all", None, publish=True)
+        return self._invalidate("all", None)
 
     # For our own kind
 
@@ -250,15 +298,27 @@ class Member(ABC, Generic[K]):
         if self._bus is not None:
             self._bus.attach(self._ear)
 
-    @enable_ki_protection
-    def _invalidate_from_anywhere(self, what: What, key: Any, *, publish: bool = True) -> int:
-        """Drop something, from any thread. Says how much was, or will be, dropped."""
-        if not self._is_here():
-            return self._post(_Message(what, key, publish))
+    def _take_up(self, message: _Message, news: list[_News], *, at_rest: bool = True) -> int:
+        """Forget something, from any thread, and add what is to be said of it.
+
+        Returns:
+          How much was, or will be, dropped.
+        """
+        if not (at_rest and self._is_here()):
+            return self._post(message)
         if self._owner.closed:
             return 0
-        self._empty_inbox()
-        return self._invalidate(what, key, publish=publish)
+        news += self._forget_inbox()
+        count, more = self._forget(message)
+        news.append(more)
+        return count
+
+    @enable_ki_protection
+    def _hear(self, message: _Message) -> None:
+        """Take up what the bus says, from any thread."""
+        news: list[_News] = []
+        self._take_up(message, news)
+        _tell_all(news)
 
     @enable_ki_protection
     def _bus_failed(self, error: BaseException) -> None:
@@ -318,8 +378,15 @@ class Member(ABC, Generic[K]):
         if self._inbox:
             self._empty_inbox()
 
-    def _invalidate(self, what: What, key: Any, *, publish: bool) -> int:
+    def _invalidate(self, what: What, key: Any) -> int:
+        count, news = self._forget(_Message(what, key, True))
+        news()
+        return count
+
+    def _forget(self, message: _Message) -> tuple[int, _News]:
+        """Forget something: how much that was, and what is to be said of it."""
         now = self._time.last()
+        what, key, _ = message
         if what == "key":
             live, dropped = self._forget_key(key, now)
             flight = self._flights.pop(key, None)
@@ -336,14 +403,19 @@ class Member(ABC, Generic[K]):
             self._fenced.add(flight)
             flight.fence()
         self._generation += dropped
-        if publish and self._bus is not None:
+        cleared = None
+        if dropped:
+            cleared = Cleared(self._generation, name=self._owner.name, key=key if what == "key" else None)
+        return count, lambda: self._announce(message, cleared)
+
+    def _announce(self, message: _Message, cleared: Cleared | None) -> None:
+        if message.publish and self._bus is not None:
             try:
-                self._bus.publish(self._ear, what, key)
+                self._bus.publish(self._ear, message.what, message.key)
             except Exception as exc:
                 self._tell_bus_failed(exc)
-        if dropped:
-            self._owner.tell(Cleared(self._generation, name=self._owner.name, key=key if what == "key" else None))
-        return count
+        if cleared is not None:
+            self._owner.tell(cleared)
 
     def _claim(
         self, key: K, reason: Reason, background_hook: Callable[[], Awaitable[object]] | None = None
@@ -409,26 +481,35 @@ class Member(ABC, Generic[K]):
                 count = len(set(self._live_elsewhere(now)) - gone)
             self._inbox.append(message)
             self._shut()
-        self._soon(self._catch_up)
+        self._soon(self._empty_inbox)
         return count
 
-    def _soon(self, function: Callable[[], None]) -> None:
+    def _soon(self, step: Callable[[], None]) -> None:
         with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(function, idempotent=True)
+            self._token.run_sync_soon(self._take_step, step, idempotent=True)
 
     @enable_ki_protection
-    def _catch_up(self) -> None:
+    def _take_step(self, step: Callable[[], None]) -> None:
         try:
-            self._empty_inbox()
+            step()
         except BaseException as exc:  # noqa: ASYNC103 - it leaves the owner
             # An interrupted observer: raised here, it would end the run as Trio's own failure.
             self._owner.crash(exc)
 
     def _empty_inbox(self) -> None:
+        _tell_all(self._forget_inbox())
+
+    def _forget_inbox(self) -> list[_News]:
+        news: list[_News] = []
         while self._inbox:
             message = self._inbox.popleft()
             if not self._owner.closed:
-                self._invalidate(message.what, message.key, publish=message.publish)
+                news.append(self._forget(message)[1])
+        return news
+
+    def _pass_inbox_on(self) -> None:
+        for message in self._inbox:
+            self._announce(message, None)
 
     def _tell_bus_failed(self, error: BaseException) -> None:
         if not self._owner.closed:
@@ -442,6 +523,8 @@ class Member(ABC, Generic[K]):
         with _lock:
             _members.pop(id(self), None)
         if self._bus is not None:
+            # What came from elsewhere just before is of no use here any more; others are still to hear it.
+            self._take_step(self._pass_inbox_on)
             try:
                 self._bus.detach(self._ear)
             except Exception:

@@ -405,10 +405,18 @@ class ProviderPool(Member[K], Generic[K, V]):
 
     def _is_live_elsewhere(self, key: K, now: float) -> bool:
         resident = self._open.get(key)
-        return resident is not None and now < resident.stored + self._ttl
+        return resident is not None and now < self._end_of(resident)
 
     def _live_elsewhere(self, now: float) -> list[K]:
-        return [key for key, resident in list(self._open.items()) if now < resident.stored + self._ttl]
+        while True:
+            try:
+                return [key for key, resident in list(self._open.items()) if now < self._end_of(resident)]
+            except (RuntimeError, KeyError):
+                continue  # its own thread changed it meanwhile
+
+    def _end_of(self, resident: Resident[K, V]) -> float:
+        end = resident.stored + self._ttl
+        return min(end, resident.idle_since + self._idle_timeout) if resident.key in self._idle else end
 
     def _rewind(self, now: float) -> None:
         for resident in self._open.values():

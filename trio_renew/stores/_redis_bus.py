@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
 from .._errors import StoreError
 from .._events import logger
@@ -126,8 +127,16 @@ class RedisBus:
             self._publish(sender, what, key)
         else:
             with suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(self._publish, sender, what, key)
+                self._token.run_sync_soon(self._publish_here, sender, what, key)
 
+    def _publish_here(self, sender: Listener, what: What, key: object) -> None:
+        try:
+            self._publish(sender, what, key)
+        except BaseException as exc:  # noqa: ASYNC103 - it leaves the owner
+            # An interrupted observer of a sibling: raised here, it would end the run as Trio's own failure.
+            self._owner.crash(exc)
+
+    @enable_ki_protection
     def _publish(self, sender: Listener, what: What, key: object) -> None:
         if self._owner.closed:
             return

@@ -137,9 +137,16 @@ class SQLiteBus:
             self._publish(sender, what, key)
         else:
             with suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(self._publish, sender, what, key)
+                self._token.run_sync_soon(self._publish_here, sender, what, key)
 
     # --------------------------------------------------------------------------------------------------- our steps
+
+    def _publish_here(self, sender: Listener, what: What, key: object) -> None:
+        try:
+            self._publish(sender, what, key)
+        except BaseException as exc:  # noqa: ASYNC103 - it leaves the owner
+            # An interrupted observer of a sibling: raised here, it would end the run as Trio's own failure.
+            self._owner.crash(exc)
 
     @enable_ki_protection
     def _publish(self, sender: Listener, what: What, key: object) -> None:
@@ -216,7 +223,7 @@ class SQLiteBus:
 
     async def flush(self) -> None:
         """Write what is not written yet, if that can be done soon."""
-        if self._outbox and self._outage is None:
+        if (self._outbox or self._exchanging.locked()) and self._outage is None:
             with trio.move_on_after(CLOSING, shield=True):
                 try:
                     await self._exchange()
@@ -253,6 +260,13 @@ class SQLiteBus:
             for item in items:
                 self._deliver(*item)
 
+    def _number(self, connection: Connection) -> tuple[str, int]:
+        row = connection.execute(_NUMBER).fetchone()
+        if row is None:
+            raise StoreError("somebody has removed what tells this file from another one")
+        file, number = row
+        return file, number or 0
+
     def _write_and_read(
         self, connection: Connection, look: Look, unsent: dict[Item, None]
     ) -> tuple[_Place, list[tuple[str, bytes]]]:
@@ -261,13 +275,13 @@ class SQLiteBus:
                 now = look()[0]
                 messages = [(now, self._id, write_items(self._id, [item])) for item in unsent]
                 connection.executemany(_SEND, messages)
-                number = connection.execute(_NUMBER).fetchone()[1]
+                _, number = self._number(connection)
                 connection.execute(_OLD, (now - KEPT, number - KEPT_AT_MOST))
         # One transaction: what comes between the two questions would look like a gap.
         connection.execute("BEGIN")
-        file, number = connection.execute(_NUMBER).fetchone()
+        file, number = self._number(connection)
         rows: list[tuple[str, bytes]] = []
         if self._place is not None and self._place.file == file:
             rows = connection.execute(_READ, (self._place.number,)).fetchall()
         connection.execute("COMMIT")
-        return _Place(file, number or 0), rows
+        return _Place(file, number), rows
