@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pytest
 import trio
 
 from trio_renew import RateLimitConfig
 from trio_renew.stores import _memory_adaptive, _memory_cache, _memory_dedupe, _memory_life, _memory_rates, memory
-from trio_renew.stores.memory import MemoryCacheStore, MemoryDedupeStore, open_memory_stores
+from trio_renew.stores.memory import MemoryCacheStore, MemoryDedupeStore, MemoryStores, open_memory_stores
 from trio_renew.testing import cancel_at_every_checkpoint, do_at_every_checkpoint, interrupt_at_every_line, victim
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 MODULES = (memory, _memory_life, _memory_cache, _memory_dedupe, _memory_rates, _memory_adaptive)
 
@@ -79,6 +83,117 @@ def test_an_interrupt_at_any_line_leaves_the_books_right() -> None:
                     assert len(record.times) == len(record.users) + len(record.background_times)
 
     assert interrupt_at_every_line(scenario, within=MODULES).steps > 200
+
+
+async def wait_for_a_job(stores: MemoryStores[Any]) -> None:
+    async with trio.open_nursery() as nursery:
+        job = await stores.dedupe.register_or_join("a")
+        nursery.start_soon(stores.dedupe.wait_for, "a")
+        await trio.sleep(1.0)
+        await stores.dedupe.complete("a", 7, job_id=job.job_id)
+
+
+async def lose_a_job(stores: MemoryStores[Any]) -> None:
+    job = await stores.dedupe.register_or_join("a")
+    await stores.dedupe.wait_outcome("a", job_id=job.job_id)
+
+
+async def wait_for_the_sweeper(_: MemoryStores[Any]) -> None:
+    await trio.sleep(130.0)
+
+
+CALLS: dict[str, Callable[[MemoryStores[Any]], Awaitable[object]]] = {
+    "set": lambda stores: stores.cache.set("k1", "x" * 18, 5.0, tags=["u"]),
+    "get": lambda stores: stores.cache.get("k0"),
+    "invalidate_tag": lambda stores: stores.cache.invalidate_tag("t"),
+    "wait": wait_for_a_job,
+    "lose": lose_a_job,
+    "extend": lambda stores: stores.dedupe.extend("j", "nobody's"),
+    "fail": lambda stores: stores.dedupe.fail("j", OSError()),
+    "acquire": lambda stores: stores.rate_limit.acquire("r"),
+    "status": lambda stores: stores.adaptive.get_status("r"),
+    "wait_time": lambda stores: stores.adaptive.get_wait_time("r"),
+    "cooldown": lambda stores: stores.rate_limit.set_cooldown("c", 1e11),
+    "clear_cooldown": lambda stores: stores.rate_limit.clear_cooldown("c"),
+    "config": lambda stores: stores.adaptive.set_resource_config("r", RateLimitConfig(limit=30, window=10.0)),
+    "user": lambda stores: stores.adaptive.acquire("r", "user"),
+    "stats": lambda stores: stores.dedupe.get_stats(),
+    "cleanup": lambda stores: stores.rate_limit.cleanup(),
+    "sweep": wait_for_the_sweeper,
+}
+
+
+@pytest.mark.parametrize("given_clock", [False, True])
+@pytest.mark.parametrize("call", list(CALLS))
+def test_who_goes_on_after_an_interrupt_finds_sound_stores(calm: Any, call: str, given_clock: bool) -> None:
+    async def scenario() -> None:
+        quiet = calm()
+        back = 0.0
+
+        def clock() -> float:
+            return 1e9 + trio.current_time() - back
+
+        config = RateLimitConfig(limit=3, window=10.0)
+        async with open_memory_stores(
+            codec=LengthCodec(),
+            max_items=3,
+            max_total_bytes=20,
+            lease=4.0,
+            default_config=config,
+            clock=clock if given_clock else None,
+        ) as stores:
+            cache, dedupe = stores.cache, stores.dedupe
+            await trio.sleep(130.0)  # the sweeper sleeps
+            await cache.set("k0", "x", 5.0, tags=["t"])
+            await dedupe.register("j")
+            back = 2.0  # where it counts, all is to be dated now
+            await quiet.survive(lambda: CALLS[call](stores))
+
+            assert_sound_cache(cache)
+            assert_sound_jobs(dedupe)
+            entry = cache._entries.get("k0")
+            assert entry is None or entry.deadline - entry.created == 5.0
+            # One owner at a time, and who waits hears of it.
+            await trio.sleep(6.5)
+            job = await dedupe.register_or_join("j")
+            assert job.is_owner
+            assert not (await dedupe.register_or_join("j")).is_owner
+            await dedupe.complete("j", 1, job_id=job.job_id)
+            assert await dedupe.wait_for("j", job_id=job.job_id) == 1
+            # What the limit of a user's share says is what it is.
+            status = await stores.adaptive.get_status("r")
+            assert status.limit == status.user_reserved + status.background_max
+            assert status.limit == (await stores.adaptive.get_resource_config("r")).limit
+            await trio.sleep(10.0)
+            assert [await stores.rate_limit.acquire("r") for _ in range(4)] == [True, True, True, False]
+            # And what ends is forgotten without being asked for.
+            await stores.rate_limit.clear_cooldown("c")
+            await cache.set("k2", "y", 5.0)
+            await trio.sleep(500.0)
+            for table in (cache._entries, cache._tags, dedupe._jobs, dedupe._kept):
+                assert not table
+            for table in (stores.rate_limit._records, stores.rate_limit._cooldowns):
+                assert not table
+
+    assert interrupt_at_every_line(scenario, within=MODULES).steps >= 2
+
+
+@pytest.mark.parametrize("kind", ["rate_limit", "adaptive"])
+def test_a_cooldown_is_forgotten_also_when_setting_it_was_interrupted(calm: Any, kind: str) -> None:
+    async def scenario() -> None:
+        quiet = calm()
+        async with open_memory_stores() as stores:
+            limits = getattr(stores, kind)
+            until = limits._life.wall() + 10.0
+            await quiet.survive(lambda: limits.set_cooldown("c", until))
+            await trio.sleep(200.0)
+            assert not limits._cooldowns
+            # The sweeper goes on for who comes later.
+            await stores.cache.set("a", "x", 5.0)
+            await trio.sleep(200.0)
+            assert not stores.cache._entries
+
+    assert interrupt_at_every_line(scenario, within=MODULES).steps >= 5
 
 
 def test_a_wait_may_be_cancelled_at_every_step() -> None:

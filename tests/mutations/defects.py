@@ -326,7 +326,7 @@ DEFECTS = (
     Defect(
         "an interrupt in the share leaves the storage without the new value",
         "_renewing.py",
-        "        finally:\n            # Also where a KeyboardInterrupt",
-        "        except ZeroDivisionError:\n            pass\n        else:\n            # Also where a KeyboardInterrupt",
+        "        finally:\n            # Also where a Keyboard",
+        "        except ZeroDivisionError:\n            raise\n        else:\n            # Also where a Keyboard",
     ),
 )

@@ -85,6 +85,7 @@ class Life:
         self._parts: tuple[Part, ...] = ()
         self._thread = get_ident()
 
+    @enable_ki_protection
     def _given_now(self) -> float:
         assert self._given is not None
         now = self._given()
@@ -113,6 +114,7 @@ class Life:
         if self.closed:
             self.check()
 
+    @enable_ki_protection
     def wake(self) -> None:
         """Tell the sweeper that there is something that can expire."""
         self.asleep = False

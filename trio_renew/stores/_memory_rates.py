@@ -85,10 +85,7 @@ class Rates(Generic[R]):
         check_text("resource", resource)
         until = check_instant("until", until)
         await self._life.step()
-        now = self._life.wall()
-        if until > max(now, self._cooldown(resource) or now):
-            self._cooldowns[resource] = (until, now)
-            self._life.wake()
+        self._set_cooldown(resource, until)
 
     async def get_cooldown(self, resource: str) -> float | None:
         """Give the instant until which this resource is refused; None: it is not. One checkpoint."""
@@ -107,8 +104,7 @@ class Rates(Generic[R]):
         check_text("resource", resource)
         check_config(config)
         await self._life.step()
-        self._configs[resource] = config
-        self._config_changed(resource)
+        self._set_config(resource, config)
 
     async def get_resource_config(self, resource: str) -> RateLimitConfig:
         """Give the limit of this resource: its own, or the default. One checkpoint."""
@@ -158,8 +154,20 @@ class Rates(Generic[R]):
     def _config(self, resource: str) -> RateLimitConfig:
         return self._configs.get(resource, self._default)
 
+    @enable_ki_protection
+    def _set_config(self, resource: str, config: RateLimitConfig) -> None:
+        self._configs[resource] = config
+        self._config_changed(resource)
+
     def _config_changed(self, resource: str) -> None:
         """Let what was derived from the old config go."""
+
+    @enable_ki_protection
+    def _set_cooldown(self, resource: str, until: float) -> None:
+        now = self._life.wall()
+        if until > max(now, self._cooldown(resource) or now):
+            self._cooldowns[resource] = (until, now)
+            self._life.wake()
 
     def _cooldown(self, resource: str) -> float | None:
         if not self._cooldowns or resource not in self._cooldowns:
