@@ -182,6 +182,19 @@ async def test_a_wall_clock_that_was_ahead_for_a_while_prolongs_nothing(wall: Wa
         assert ("a" in cache, "fine" in cache) == (True, True)
 
 
+async def test_a_hit_that_skips_the_decision_does_not_miss_what_a_fresh_value_has_seen(wall: Wall) -> None:
+    async with open_provider_cache(Source(), ttl=100.0) as cache:
+        await cache.get("a")
+        cache.get_nowait("a")
+        assert cache._fast_thread
+        wall.step = 200.0
+        await cache.get("b")  # from here on it is 200 seconds later
+        wall.step = 0.0
+        with pytest.raises(trio.WouldBlock):
+            cache.get_nowait("a")
+        assert cache.get_nowait("b") == "b#1"
+
+
 async def test_a_suspended_machine_serves_nothing_expired(wall: Wall) -> None:
     async with open_provider_cache(Source(), ttl=100.0) as cache:
         await cache.get("a")

@@ -293,6 +293,8 @@ class Caching(Member[K], Generic[K, V]):
         value = answer.value
         if value is not None:
             answer.arrived_at = self._time.arrived()
+            # From here on the wall clock is right, and what it says now has come.
+            self._low = self._owner.clock.anchor[0]
             self._offset = self._time.shift - _MARGIN
         elif flight.state is State.LEFT:
             raise LookupError("no value, and nobody waits to hear it")
