@@ -16,6 +16,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from trio_renew import (
     Cleared,
     Event,
+    FetchSucceeded,
     Listener,
     StorageFailed,
     clear_provider_caches,
@@ -916,6 +917,31 @@ def test_a_pool_hears_an_invalidation_from_another_thread_before_it_keeps_what_h
             assert "a" not in pool
 
     assert under_schedules(scenario, seeds=30).steps == 30
+
+
+async def test_who_has_waited_for_an_opening_gets_no_closed_value_for_an_invalidation_that_comes_just_then() -> None:
+    is_open: list[str] = []
+
+    @asynccontextmanager
+    async def values(key: str) -> AsyncGenerator[str, None]:
+        is_open.append(key)
+        yield key
+        is_open.remove(key)
+
+    def observe(event: Event) -> None:
+        if isinstance(event, FetchSucceeded):
+            # It has opened, and those who wait for it have not had their step yet.
+            thread = threading.Thread(target=invalidate_provider, args=(event.key,))
+            thread.start()
+            thread.join()
+
+    async with open_provider_pool(values, observe=observe) as pool:
+        async with pool.borrow("a"):
+            await wait_all_tasks_blocked()
+            assert "a" not in pool
+            assert is_open == ["a"]
+        await wait_all_tasks_blocked()
+        assert is_open == []
 
 
 async def test_a_fenced_resolution_that_fails_does_not_hold_up_the_next_renewal(autojump_clock: MockClock) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from trio.lowlevel import disable_ki_protection, enable_ki_protection
 from trio.testing import MockClock
 
 import trio_renew._keyed
@@ -153,7 +154,9 @@ def test_closing_at_every_step() -> None:
 @pytest.mark.parametrize(
     "action", [lambda: invalidate_provider("a"), clear_provider_caches], ids=["invalidate", "clear"]
 )
-def test_invalidation_at_every_step(action: Callable[[], object]) -> None:
+@pytest.mark.parametrize("protect", [enable_ki_protection, disable_ki_protection], ids=["by a signal", "at once"])
+def test_invalidation_at_every_step(action: Callable[[], object], protect: Any) -> None:
+    @protect
     def act() -> None:
         action()
 

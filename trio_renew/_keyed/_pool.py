@@ -244,7 +244,9 @@ class ProviderPool(Member[K], Generic[K, V]):
                     if flight.held is not None:
                         self._has_returned(flight.held)
                     raise
-            self._check()
+            # The inbox stays as it is: emptied before the claim, it could close what is about to be lent.
+            if self._owner.closed:
+                self._owner.refuse()
             if flight.error is not None:
                 flight.raise_error()
             resident = flight.held
