@@ -69,8 +69,9 @@ async def collect(results: list[Any], call: Any, *args: Any) -> None:
 async def test_a_value_is_resolved_once_and_then_served() -> None:
     source = Source()
     async with open_provider_cache(source) as cache:
-        with pytest.raises(trio.WouldBlock):
+        with pytest.raises(trio.WouldBlock) as caught:
             cache.get_nowait("a")
+        assert caught.value.__context__ is None
         with assert_checkpoints():
             assert await cache.get("a") == "a#1"
         with assert_checkpoints():
@@ -369,6 +370,17 @@ async def test_set_ttl_shortens_entries_that_lived_for_ever_and_releases_them(au
         await trio.sleep(60)
         gc.collect()
         assert thing() is None
+
+
+async def test_set_ttl_happens_wholly_also_when_the_clock_fails() -> None:
+    readings = [1000.0] * 100
+
+    async with open_provider_cache(Source(), ttl=60, clock=lambda: readings[0]) as cache:
+        await cache.get("a")
+        readings.clear()
+        cache.set_ttl(30)
+        readings.append(1030.0)
+        assert "a" not in cache
 
 
 async def test_set_ttl_to_never_drops_everything_and_back_stores_again() -> None:

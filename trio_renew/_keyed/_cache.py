@@ -85,12 +85,14 @@ class ProviderCache(Caching[K, V], Generic[K, V]):
           trio.ClosedResourceError: The cache is closed.
           RuntimeError: Called from another thread or Trio run.
         """
+        entry: Entry[V] | None
         try:
             entry = self._live[key]
         except KeyError:
-            return self._get_nowait(key)
+            entry = None
         if (
-            self._low <= (now := time.time()) < entry.stored + entry.fresh + self._offset
+            entry is not None
+            and self._low <= (now := time.time()) < entry.stored + entry.fresh + self._offset
             and get_ident() == self._fast_thread
         ):
             self._low = now
@@ -140,7 +142,6 @@ class ProviderCache(Caching[K, V], Generic[K, V]):
         if not shorter:
             return
         if seconds:
-            self._time.now()
             self._entries.limit(seconds)
         else:
             self._entries.clear()
