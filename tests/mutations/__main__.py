@@ -24,7 +24,8 @@ SUITE = (
     "test_resource_storage.py",
     "test_contract_*.py",
     "test_model.py",
-    "test_sweeps_*.py",
+    "test_sweeps_core.py",
+    "sweeps/test_*.py",
 )
 # A defect may make the suite hang: that is noticed, too.
 LONGEST = 120

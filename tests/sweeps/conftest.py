@@ -1,16 +1,9 @@
-"""A KeyboardInterrupt at every line of every operation, after which the program goes on with the same owner.
-
-An application may catch its interrupt ("press control-C again to quit"). Then nothing may be left claimed, registered
-or half done: a new caller gets a value within one virtual second, nobody waits, at most one fetch runs at a time, what
-is due is renewed in the background, the breaker has a place for its probe, and the events add up. Where the interrupt
-struck the user's code in the owner's own tasks, the owner has ended instead, and then wholly.
-"""
+"""What the sweeps of a provider share: the user's code, what is done in which state, what must hold afterwards."""
 
 from __future__ import annotations
 
 import sys
-from contextlib import AsyncExitStack
-from math import inf
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +14,6 @@ from trio_renew import (
     Backoff,
     BreakerOpen,
     BreakerPolicy,
-    Budget,
     Event,
     FetchAbandoned,
     FetchFailed,
@@ -31,15 +23,14 @@ from trio_renew import (
     RefreshingProvider,
     RefreshPolicy,
     Registry,
-    Share,
+    RenewableResource,
     describe,
 )
-from trio_renew.lowlevel import open_provider_with
-from trio_renew.stores.memory import open_memory_stores
-from trio_renew.testing import interrupt_at_every_line, until
+from trio_renew.testing import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from types import ModuleType
 
     Provider = RefreshingProvider[AuthToken]
     Operation = Callable[[Provider], Awaitable[object]]
@@ -52,15 +43,19 @@ WITHIN = [
 POLICY = RefreshPolicy(jitter=0.0, min_interval=0.0, retry=Backoff(initial=5.0, jitter=0.0), serve_expired_for=30.0)
 
 
+NUMBERS = count()
+BREAKER = BreakerPolicy(threshold=2, cooldown=20.0)
+
+
 # The user's code
 
 
 class Source:
     """Makes tokens, or fails as it is told. It may be interrupted, but for its bookkeeping."""
 
-    def __init__(self, life: float = 60.0) -> None:
-        self.life = life
+    def __init__(self) -> None:
         self.error: Exception | None = None
+        self.last: AuthToken | None = None
         self.calls = 0
         self.running = 0
         self.most_running = 0
@@ -71,7 +66,8 @@ class Source:
         self.running += 1
         self.most_running = max(self.running, self.most_running)
         try:
-            return await self.ask()
+            self.last = await self.ask()
+            return self.last
         finally:
             self.running -= 1
 
@@ -80,7 +76,7 @@ class Source:
         await trio.sleep(0.2)
         if self.error is not None:
             raise self.error
-        return AuthToken.expiring_in(f"token {self.calls}", self.life)
+        return AuthToken.expiring_in(f"token {next(NUMBERS)}", 60.0)
 
 
 class Shelf:
@@ -263,14 +259,20 @@ STATES = {
         permanent,
     )
 }
-DOWN = (OSError, BreakerOpen, PermissionError)
+#: What an operation may raise where the source is down, or the owner has closed.
+REFUSED = (OSError, BreakerOpen, trio.ClosedResourceError)
 
 
 # What must hold afterwards
 
 
+def living() -> int:
+    """How many tasks there are."""
+    return trio.lowlevel.current_statistics().tasks_living
+
+
 def adds_up(events: list[Event]) -> None:
-    """Each start has one end, before the next start unless there was a clear(); closing comes last, once."""
+    """Each start has one end; closing comes last, once."""
     running = 0
     for event in events:
         if isinstance(event, FetchStarted):
@@ -316,7 +318,7 @@ async def goes_on(provider: Provider, source: Source, *, warm: bool = False) -> 
         await provider.get()
 
 
-async def is_closed(provider: Provider) -> None:
+async def is_closed(provider: RenewableResource[Any]) -> None:
     """Nobody gets anything from it any more."""
     status = provider.status()
     assert (status.closed, status.held, status.fetching, status.waiting) == (True, False, False, 0)
@@ -329,106 +331,7 @@ async def is_closed(provider: Provider) -> None:
         provider.changes()
 
 
-def sweep(
-    calm: Any,
-    operation: str,
-    state: str,
-    *,
-    others: int = 1,
-    storage: bool = False,
-    share: bool = False,
-    budget: bool = False,
-    after_claim: Callable[[], Awaitable[object]] | None = None,
-    **options: Any,
-) -> int:
-    async def scenario() -> None:
-        quiet = calm()
-        source, observer = Source(), Observer()
-        async with AsyncExitStack() as stack:
-            stores = await stack.enter_async_context(open_memory_stores())
-            if storage:
-                options["storage"] = Shelf()
-            if share:
-                options["share"] = Share(stores.cache, stores.dedupe, "key")
-            if budget:
-                options["budget"] = Budget(stores.adaptive, "source")
-            tasks = trio.lowlevel.current_statistics().tasks_living
-            try:
-                async with open_provider_with(
-                    after_claim,
-                    source,
-                    eager=False,
-                    policy=POLICY,
-                    breaker=BreakerPolicy(threshold=2, cooldown=20.0),
-                    observe=observer,
-                    **options,
-                ) as provider:
-                    await STATES[state](provider, source)
-
-                    async def another() -> None:
-                        try:
-                            await provider.get()
-                        except (KeyboardInterrupt, trio.ClosedResourceError, *DOWN):
-                            pass
-
-                    async with trio.open_nursery() as nursery:
-                        for _ in range(others):
-                            nursery.start_soon(another)
-                        await quiet.survive(lambda: OPERATIONS[operation](provider), trio.ClosedResourceError, *DOWN)
-                        with trio.fail_after(2):
-                            while nursery.child_tasks:
-                                await trio.sleep(0.1)
-                    await goes_on(provider, source, warm="keep_warm" in options)
-            except KeyboardInterrupt:
-                pass  # it struck the user's code in a task of the owner
-            assert trio.lowlevel.current_statistics().tasks_living == tasks
-            await is_closed(provider)
-            adds_up(observer.events)
-            assert source.running == 0
-            assert source.most_running <= 1 or operation == "clear"  # what is fenced may run on
-
-    return interrupt_at_every_line(scenario, within=WITHIN).steps
-
-
-@pytest.mark.parametrize(
-    ("operation", "state"),
-    [
-        *(("get", state) for state in STATES),
-        *(("get_nowait", state) for state in ("good", "due", "backoff", "broken_in_grace")),
-        *(("lease", state) for state in ("empty", "good")),
-        *(("refresh", state) for state in ("empty", "good", "backoff", "broken", "probing", "permanent")),
-        *(("refresh_stale", state) for state in ("empty", "good", "broken_in_grace", "probing")),
-        *(("refresh_leased", state) for state in ("empty", "due")),
-        *(("clear", state) for state in ("empty", "due", "permanent")),
-        *(("changes", state) for state in ("empty", "due")),
-        ("look", "good"),
-    ],
-)
-def test_it_goes_on_in_each_state(calm: Any, operation: str, state: str) -> None:
-    assert sweep(calm, operation, state) >= 5
-
-
-@pytest.mark.parametrize(
-    ("operation", "state", "options"),
-    [
-        *((operation, "empty", {"storage": True}) for operation in ("get", "refresh_stale", "clear")),
-        *((operation, "due", {"storage": True}) for operation in ("get_nowait", "refresh", "clear")),
-        *((operation, "empty", {"share": True}) for operation in ("get", "refresh_stale")),
-        *((operation, "due", {"share": True}) for operation in ("get_nowait", "refresh", "clear")),
-        *((operation, "due", {"budget": True}) for operation in ("get_nowait", "refresh")),
-        *((operation, "due", {"after_claim": hook}) for operation in ("get_nowait", "refresh")),
-        ("get", "empty", {"after_claim": hook}),
-        *((operation, "due", {"keep_warm": inf, "others": 0}) for operation in ("get_nowait", "changes", "clear")),
-        *(("get", "empty", {"when_abandoned": "cancel", "others": others}) for others in (0, 2)),
-        *(
-            (
-                operation,
-                state,
-                {"storage": True, "share": True, "budget": True, "after_claim": hook, "keep_warm": 99.0},
-            )
-            for operation, state in (("get", "empty"), ("get_nowait", "due"))
-        ),
-    ],
-)
-def test_it_goes_on_with_all_that_belongs_to_it(calm: Any, operation: str, state: str, options: dict[str, Any]) -> None:
-    assert sweep(calm, operation, state, **options) >= 8
+@pytest.fixture
+def world() -> ModuleType:
+    """Give all of this: tests cannot import it."""
+    return sys.modules[__name__]
