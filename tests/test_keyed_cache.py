@@ -24,7 +24,7 @@ from trio_renew import (
     ServedExpired,
     open_provider_cache,
 )
-from trio_renew._keyed._member import _Message
+from trio_renew._keyed._registry import Message
 from trio_renew.lowlevel import open_provider_cache_with
 from trio_renew.testing import Block, Handoff, ScriptedFetch, Sleep, Stubborn, under_schedules
 
@@ -733,7 +733,7 @@ async def test_an_invalidation_from_elsewhere_in_the_step_of_the_failure_ends_th
     def observe(event: Event) -> None:
         if isinstance(event, FetchFailed):
             # As another thread does it, but for the wake-up: those who wait come first.
-            cache._inbox.append(_Message("key", "a", False))
+            cache._inbox.append(Message("key", "a", False))
 
     source = Source(a=ScriptedFetch("A", then=Down()))
     async with open_provider_cache(source, ttl=10, serve_expired_for=100, observe=observe) as cache:

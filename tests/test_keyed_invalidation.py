@@ -24,7 +24,7 @@ from trio_renew import (
     open_provider_cache,
     open_provider_pool,
 )
-from trio_renew._keyed._member import _after_fork, _members, _Message
+from trio_renew._keyed._registry import Message, registry
 from trio_renew.testing import Block, ScriptedFetch, under_schedules
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ What = Literal["key", "tag", "all"]
 @pytest.fixture(autouse=True)
 def nobody_is_left_behind() -> Iterator[None]:
     yield
-    assert _members == {}
+    assert registry.members == {}
 
 
 class Source:
@@ -406,7 +406,7 @@ def test_a_message_that_comes_too_late_is_dropped() -> None:
         cache._bus_failed(OSError())
 
     members: list[Any] = []
-    message = _Message("key", "a", True)
+    message = Message("key", "a", True)
     trio.run(main)
     (cache,) = members
     assert cache._take_up(message, []) == 0
@@ -888,13 +888,13 @@ def test_in_the_thread_of_the_run_but_outside_of_it() -> None:
 async def test_a_message_in_a_closed_inbox_is_nothing() -> None:
     async with open_provider_cache(Source()) as cache:
         pass
-    cache._inbox.append(_Message("key", "a", True))
+    cache._inbox.append(Message("key", "a", True))
     cache._empty_inbox()
     assert not cache._inbox
 
 
 def test_after_a_fork_the_child_begins_anew() -> None:
-    _after_fork()  # in a child of ours no line is measured
+    registry.begin_anew()  # in a child of ours no line is measured
     assert invalidate_provider("a") is False
 
 

@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 import trio_renew._keyed
 from trio_renew import clear_provider_caches, invalidate_provider, open_provider_cache, open_provider_pool
-from trio_renew._keyed._member import _members
+from trio_renew._keyed._registry import registry
 from trio_renew._keyed._rings import _waits
 from trio_renew.testing import (
     ScriptedFetch,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 def check() -> None:
     """Nothing is left behind."""
-    assert _members == {}
+    assert registry.members == {}
     assert _waits == {}
 
 

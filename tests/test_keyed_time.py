@@ -226,9 +226,9 @@ async def test_an_observer_may_be_told_while_the_fast_path_opens(monkeypatch: py
             cache._inbox.append(cache_message)
             return time.time()
 
-        from trio_renew._keyed._member import _Message
+        from trio_renew._keyed._registry import Message
 
-        cache_message = _Message("key", "a", False)
+        cache_message = Message("key", "a", False)
         cache._slow_down()
         monkeypatch.setattr(time, "time", late)
         cache._speed_up()

@@ -2,33 +2,29 @@
 
 Invariants:
 
-* Every open member of the process is in ``_members``; it puts itself in when it opens and takes itself, and nobody
-  else, out when it closes.
 * A member is touched in its own Trio run only. From elsewhere an invalidation is put into its inbox and its fast path
   is shut, in this order. Each use empties the inbox first, and opens the fast path before it looks into the inbox: so
   nothing invalidated is served from the next use on. The run is woken as well, to do it without being used.
-* Forgetting, publishing and telling are one step, in this order; where several members are concerned, all forget
-  before the first of them publishes.
-* A signal handler, or a finalizer, may come in the middle of any step: what is called from there goes through the
-  inbox, too.
+* Forgetting, publishing and telling are one step, in this order.
 """
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections import deque
 from contextlib import asynccontextmanager, suppress
-from threading import RLock, get_ident
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar, cast
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import trio
-from trio.lowlevel import currently_ki_protected, enable_ki_protection
+from trio.lowlevel import enable_ki_protection
 
 from .._events import Cleared, FetchStarted, StorageFailed, logger
 from .._flight import Flight
 from .._owner import Owner, hosting
 from .._values import check_seconds
+from ._ear import Ear
+from ._registry import Message, registry, tell_all
 from ._time import Timeline
 
 if TYPE_CHECKING:
@@ -36,145 +32,12 @@ if TYPE_CHECKING:
 
     from .._events import Event, Reason
     from ..abc import Bus
+    from ._registry import News, What
     from ._rings import AnyFlight
 
-__all__ = ("Member", "What", "clear_provider_caches", "hosting_member", "invalidate_provider")
+__all__ = ("Member", "hosting_member")
 
 K = TypeVar("K", bound="Hashable")
-What: TypeAlias = Literal["key", "tag", "all"]
-
-_members: dict[int, Member[Any]] = {}
-# One who is interrupted by a signal's handler while holding it may be asked again by that handler.
-_lock = RLock()
-
-
-class _Message(NamedTuple):
-    what: What
-    key: Any
-    publish: bool
-
-
-#: What is still to be said of what has been forgotten.
-_News: TypeAlias = "Callable[[], None]"
-
-
-def _tell_all(news: list[_News]) -> None:
-    interrupt: BaseException | None = None
-    for tell in news:
-        try:
-            tell()
-        except BaseException as exc:  # noqa: ASYNC103 - it is raised below
-            # An interrupted observer: what the others are to hear has happened all the same.
-            interrupt = exc
-    if interrupt is not None:
-        try:
-            raise interrupt
-        finally:
-            del interrupt
-
-
-@enable_ki_protection
-def _invalidate_everywhere(message: _Message, *, at_rest: bool) -> int:
-    with _lock:
-        members = list(_members.values())
-    news: list[_News] = []
-    # A sibling that hears of it on the bus has nothing left to count: first all forget, then the first one publishes.
-    count = sum([member._take_up(message, news, at_rest=at_rest) for member in members])
-    _tell_all(news)
-    return count
-
-
-def invalidate_provider(key: object) -> bool:
-    """Drop a key in every open cache and pool of this process, whichever thread runs it.
-
-    May be called from any thread, inside of Trio and outside, also by a signal handler; never a checkpoint. What runs
-    in the caller's own Trio run has dropped it on return. Any other serves nothing of it from its next use on, and
-    drops it at its run's next step; so does everything where a signal handler interrupts Trio or this library at work.
-    A resolution or opening in progress answers those who wait for it, and is not kept. Caches with a bus pass it
-    on to the other processes; those without one learn nothing from it: there the TTL is what bounds staleness.
-
-    Returns:
-      Whether a live entry, or a resolution in progress, was affected anywhere.
-
-    Raises:
-      TypeError: The key is not hashable.
-
-    Example::
-
-        def tenant_disabled(tenant_id: str) -> None:
-            invalidate_provider(tenant_id)
-    """
-    hash(key)
-    return _invalidate_everywhere(_Message("key", key, True), at_rest=_at_rest()) > 0
-
-
-def clear_provider_caches() -> int:
-    """Empty every open cache and pool of this process, whichever thread runs it; like :func:`invalidate_provider`.
-
-    Returns:
-      How many live entries that were, over all of them.
-    """
-    return _invalidate_everywhere(_Message("all", None, True), at_rest=_at_rest())
-
-
-def _after_fork() -> None:
-    # The parent's runs do not go on in the child, and waking them would disturb the parent.
-    global _lock
-    _lock = RLock()
-    _members.clear()
-
-
-# Where there is no fork, there is nothing to do after one.
-getattr(os, "register_at_fork", dict)(after_in_child=_after_fork)
-
-
-def _at_rest() -> bool:
-    """Whether no step of Trio's or ours is under way; asked by what may be called from a signal handler.
-
-    The same lines are protected from a KeyboardInterrupt, for the same reason.
-    """
-    return not currently_ki_protected()
-
-
-def _names_itself(key: object) -> bool:
-    """Whether a key that has travelled can be the key of anything: NaN, for one, differs from itself."""
-    if isinstance(key, tuple):
-        return all(map(_names_itself, cast("tuple[object, ...]", key)))
-    return key == key
-
-
-class _Ear:
-    """A member's part on the bus."""
-
-    __slots__ = ("_member",)
-
-    def __init__(self, member: Member[Any]) -> None:
-        self._member = member
-
-    @property
-    def name(self) -> str:
-        """The name that belongs together."""
-        return self._member._owner.name or ""
-
-    def invalidated(self, what: What, key: object) -> None:
-        """Somebody else has dropped something."""
-        try:
-            hash(key)
-            exact = _names_itself(key)
-        except Exception:
-            # Not hashable, or nested too deeply: whatever it is, it is not lost.
-            exact = False
-        if not exact:
-            what, key = "all", None
-        self._member._hear(_Message(what, key, False))
-
-    def missed(self) -> None:
-        """Somebody else may have dropped anything."""
-        self._member._hear(_Message("all", None, False))
-
-    def failed(self, error: Exception) -> None:
-        """The bus is out of order."""
-        self._member._bus_failed(error)
 
 
 @asynccontextmanager
@@ -237,9 +100,9 @@ class Member(ABC, Generic[K]):
         self._token = trio.lowlevel.current_trio_token()
         #: The thread in which a hit may be served without any further check; 0: in none.
         self._fast_thread = 0
-        self._inbox: deque[_Message] = deque()
+        self._inbox: deque[Message] = deque()
         self._bus = bus
-        self._ear = _Ear(self)
+        self._ear = Ear(self)
         self._generation: int = 0
         self._flights: dict[K, AnyFlight] = {}
         #: Flights that were invalidated and go on for those who joined them.
@@ -293,12 +156,11 @@ class Member(ABC, Generic[K]):
         """Take part from here on, until the owner closes."""
         self._owner.on_closing(self._leave)
         self._owner.on_disowned(self._shut)
-        with _lock:
-            _members[id(self)] = self
+        registry.add(self)
         if self._bus is not None:
             self._bus.attach(self._ear)
 
-    def _take_up(self, message: _Message, news: list[_News], *, at_rest: bool = True) -> int:
+    def _take_up(self, message: Message, news: list[News], *, at_rest: bool = True) -> int:
         """Forget something, from any thread, and add what is to be said of it.
 
         Returns:
@@ -314,11 +176,11 @@ class Member(ABC, Generic[K]):
         return count
 
     @enable_ki_protection
-    def _hear(self, message: _Message) -> None:
+    def _hear(self, message: Message) -> None:
         """Take up what the bus says, from any thread."""
-        news: list[_News] = []
+        news: list[News] = []
         self._take_up(message, news)
-        _tell_all(news)
+        tell_all(news)
 
     @enable_ki_protection
     def _bus_failed(self, error: BaseException) -> None:
@@ -379,11 +241,11 @@ class Member(ABC, Generic[K]):
             self._empty_inbox()
 
     def _invalidate(self, what: What, key: Any) -> int:
-        count, news = self._forget(_Message(what, key, True))
+        count, news = self._forget(Message(what, key, True))
         news()
         return count
 
-    def _forget(self, message: _Message) -> tuple[int, _News]:
+    def _forget(self, message: Message) -> tuple[int, News]:
         """Forget something: how much that was, and what is to be said of it."""
         now = self._time.last()
         what, key, _ = message
@@ -408,7 +270,7 @@ class Member(ABC, Generic[K]):
             cleared = Cleared(self._generation, name=self._owner.name, key=key if what == "key" else None)
         return count, lambda: self._announce(message, cleared)
 
-    def _announce(self, message: _Message, cleared: Cleared | None) -> None:
+    def _announce(self, message: Message, cleared: Cleared | None) -> None:
         if message.publish and self._bus is not None:
             try:
                 self._bus.publish(self._ear, message.what, message.key)
@@ -465,9 +327,9 @@ class Member(ABC, Generic[K]):
 
     # From elsewhere
 
-    def _post(self, message: _Message) -> int:
+    def _post(self, message: Message) -> int:
         what, key, _ = message
-        with _lock:
+        with registry.lock:
             if self._owner.closed:
                 return 0
             waiting = list(self._inbox)
@@ -497,10 +359,10 @@ class Member(ABC, Generic[K]):
             self._owner.crash(exc)
 
     def _empty_inbox(self) -> None:
-        _tell_all(self._forget_inbox())
+        tell_all(self._forget_inbox())
 
-    def _forget_inbox(self) -> list[_News]:
-        news: list[_News] = []
+    def _forget_inbox(self) -> list[News]:
+        news: list[News] = []
         while self._inbox:
             message = self._inbox.popleft()
             if not self._owner.closed:
@@ -520,8 +382,7 @@ class Member(ABC, Generic[K]):
     def _leave(self) -> None:
         """Close: in the step that closes the owner."""
         self._shut()
-        with _lock:
-            _members.pop(id(self), None)
+        registry.remove(self)
         if self._bus is not None:
             # What came from elsewhere just before is of no use here any more; others are still to hear it.
             self._take_step(self._pass_inbox_on)

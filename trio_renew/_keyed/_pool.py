@@ -15,7 +15,6 @@ Invariants:
 from __future__ import annotations
 
 from collections import OrderedDict
-from contextlib import AbstractAsyncContextManager
 from inspect import iscoroutinefunction
 from math import inf
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -27,6 +26,7 @@ from .._errors import FetchTimeout
 from .._events import FetchFailed, FetchSucceeded
 from .._flight import State
 from .._values import check_seconds
+from ._borrow import Borrow
 from ._member import Member
 from ._resident import Phase, Resident
 from ._rings import AnyFlight, Wait, inside, refuse_own
@@ -35,71 +35,16 @@ from ._ttl import check_count, read_ttl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
-    from types import TracebackType
+    from contextlib import AbstractAsyncContextManager
 
     from .._events import Event
     from .._owner import Alarm
     from ..abc import Bus
 
-__all__ = ("Borrow", "ProviderPool")
+__all__ = ("ProviderPool",)
 
 K = TypeVar("K", bound="Hashable")
 V = TypeVar("V")
-
-
-class Borrow(AbstractAsyncContextManager[V], Generic[K, V]):
-    """The time for which somebody has a value: what :meth:`ProviderPool.borrow` returns, for one ``async with``."""
-
-    __slots__ = ("_key", "_pool", "_resident", "_scope")
-
-    def __init__(self, pool: ProviderPool[K, V], key: K) -> None:
-        self._pool = pool
-        self._key = key
-        self._resident: Resident[K, V] | None = None
-        self._scope: trio.CancelScope | None = None
-
-    @enable_ki_protection
-    async def __aenter__(self) -> V:
-        if self._scope is not None:
-            raise RuntimeError("a borrow is for one async with: call borrow() for each")
-        self._scope = trio.CancelScope()
-        try:
-            self._resident = resident = await self._pool._obtain(self._key, self)
-        except BaseException:
-            self._scope = None
-            raise
-        self._scope.__enter__()
-        return resident.value
-
-    @enable_ki_protection
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        scope, resident = self._scope, self._resident
-        assert scope is not None
-        assert resident is not None
-        self._resident = None
-        try:
-            absorbed = scope.__exit__(kind, error, traceback)
-        finally:
-            resident.give_back(self)
-        if error is None or not absorbed:
-            return False
-        # The block was cancelled by us: its value is of no use any more.
-        if resident.phase is Phase.CRASHED:
-            await resident.gone.wait()  # noqa: ASYNC102 - the block ended by our own cancellation
-            if resident.error is not None:
-                own = resident.error.__context__
-                try:
-                    resident.raise_error()
-                finally:
-                    # Not the Cancelled that is being handled here.
-                    resident.error.__context__ = own
-        raise trio.ClosedResourceError(f"{self._pool!r} is closed") from None
-
-    def _cancel(self) -> None:
-        assert self._scope is not None
-        self._scope.cancel()
 
 
 class ProviderPool(Member[K], Generic[K, V]):
