@@ -125,6 +125,35 @@ def test_no_exit_is_skipped_in_any_nesting(seed):
     assert sweep(module).steps >= 1
 
 
+class WriterOfLoops(Writer):
+    """Writes loops, comprehensions and definitions besides, on one line and on several."""
+
+    SIMPLE = (
+        *Writer.SIMPLE,
+        "x = len([v for v in range(2)])",
+        "x = len({v: v for v in range(2)})",
+        "x = len([[w for w in range(2)] for v in range(2)])",
+        "x = len([\n{}    v\n{}    for v in range(2)\n{}    if v\n{}])",
+        "x = sum(v for v in range(2))",
+        "for v in range(2): pass",
+        "for v in range(2): log.append(0)",
+        "while len(log) < 3: log.append(0)",
+        "for v in range(2):\n{}    if v: continue",
+        "while True:\n{}    x += 1\n{}    if x > 2: break",
+        "x = 1 if log else (\n{}    2)",
+        "def f(a=x):\n{}    with Taken(log):\n{}        return a\n{}f()",
+        "class C:\n{}    with Taken(log):\n{}        y = [v for v in range(2)]",
+        "match x:\n{}    case 0 | 1:\n{}        pass\n{}    case _:\n{}        log.append(0)",
+    )
+
+
+# Python from 3.12 on loses its way out of one-line loops, 3.13 also out of comprehensions on several lines.
+@pytest.mark.parametrize("seed", range(20))
+def test_no_exit_is_skipped_around_loops(seed):
+    module = module_of("loops", HEAD + "\n".join(WriterOfLoops(seed).lines))
+    assert sweep(module).steps >= 1
+
+
 ENDS_WITH_NOTHING = {
     "pass after as": """
         async with Taken(log) as y:

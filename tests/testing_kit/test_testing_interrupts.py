@@ -507,6 +507,55 @@ def test_a_coroutine_that_is_left_unawaited_is_no_finding():
     assert unraisable == []
 
 
+def test_a_coroutine_that_is_left_in_a_cycle_is_no_finding_though_the_scenario_collects():
+    async def later():
+        await trio.lowlevel.checkpoint()
+
+    async def scenario():
+        ring = [later()]
+        ring.append(ring)
+        gc.collect()
+        assert ring
+        await ring[0]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert interrupt_at_every_line(scenario, within=sys.modules[__name__]).steps >= 4
+        gc.collect()
+
+
+def test_a_handler_of_the_scenario_gets_the_signal():
+    received = []
+
+    async def scenario():
+        with trio.open_signal_receiver(signal.SIGINT) as signals:
+            mark = len(received)
+            with trio.move_on_after(1):
+                async for signum in signals:
+                    received.append(signum)
+                    break
+            assert mark <= len(received)
+
+    assert interrupt_at_every_line(scenario, within=sys.modules[__name__]).steps >= 5
+    assert set(received) == {signal.SIGINT}
+
+
+def test_a_scenario_may_ignore_interrupts():
+    runs = []
+
+    async def scenario():
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        runs.append("begun")
+        await trio.lowlevel.checkpoint()
+        runs[-1] = "ended"
+        signal.signal(signal.SIGINT, previous)
+
+    steps = interrupt_at_every_line(scenario, within=sys.modules[__name__]).steps
+    assert steps == 5
+    # The first line is interrupted, the others are not.
+    assert runs == ["ended"] * (steps + 1)
+
+
 def test_a_coroutine_that_the_scenario_forgets_is_reported_as_outside():
     module = make_module(
         "forgetful",
@@ -747,8 +796,23 @@ def test_exits_in_the_bytecode():
                 if one is None:
                     return
 
-    assert [step for step in dis.get_instructions(handled) if step.opname == "NOP"]
-    assert not bytecode.exits_of(handled.__code__).unseen
+    nothing = {step.offset for step in dis.get_instructions(handled) if step.opname == "NOP"}
+    assert nothing
+    assert not bytecode.exits_of(handled.__code__).unseen & nothing
+
+
+def test_ways_back_on_one_line_in_the_bytecode():
+    def loops(some):
+        for _ in some: ...  # fmt: skip
+        for _ in some:
+            trio.lowlevel.current_task()
+
+    steps = list(dis.get_instructions(loops))
+    jumps = [step for step in steps if step.opname == "JUMP_BACKWARD"]
+    assert len(jumps) == 2
+    # Only the first one comes back to the line that it is on.
+    assert bytecode.ways_back(steps) == {jumps[0].offset, jumps[0].argval}
+    assert bytecode.ways_back([]) == frozenset()
 
 
 # The tracer itself runs where no tracer sees it, so here it is called by hand.

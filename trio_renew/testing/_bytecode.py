@@ -7,6 +7,7 @@ Python handles signals at calls, at the start of functions and at backward jumps
 from __future__ import annotations
 
 import dis
+import sys
 from typing import TYPE_CHECKING
 
 import attrs
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ("Exits", "exits_of")
 
+_CANNOT_RAISE = ("NOP", "JUMP_", "POP_JUMP_")
 _GOES_ELSEWHERE = ("RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE", "JUMP_FORWARD", "JUMP_BACKWARD")
 
 
@@ -27,8 +29,10 @@ class Exits:
     Attributes:
       leaving: A line begins there with nothing but the call of a context manager's exit. That is where Python comes by
         the line of the ``with`` once more, on the way from its body to ``__exit__``; an exception would skip that.
-      unseen: An instruction that does nothing (``pass``, ``try:``) inside of a ``with`` or ``try``. Since it cannot
-        raise, Python does not care which handler it has in the table; an exception could miss its own.
+      unseen: Where an exception could miss its handler. An instruction that does nothing (``pass``, ``try:``) or only
+        jumps, inside of a ``with`` or ``try``: since it cannot raise, Python does not care which handler it has in the
+        table. And, from Python 3.12 on, the way back to the start of a loop that stands on one line (a comprehension,
+        too): what a trace function raises there ends the whole function.
     """
 
     leaving: frozenset[int]
@@ -42,8 +46,22 @@ def exits_of(code: CodeType) -> Exits:
     # From Python 3.12 on all of a coroutine is in a handler of Python's own, which nobody misses.
     own = {step.offset for step in steps if step.opname == "CALL_INTRINSIC_1"}
     handlers = _Handlers([entry for entry in _handled(code) if entry[2] not in own])
-    unseen = frozenset(step.offset for n, step in enumerate(steps) if step.opname == "NOP" and handlers.miss(steps, n))
+    harmless = [n for n, step in enumerate(steps) if step.opname.startswith(_CANNOT_RAISE)]
+    unseen = frozenset(steps[n].offset for n in harmless if handlers.miss(steps, n))
+    if sys.version_info >= (3, 12):
+        unseen |= ways_back(steps)
     return Exits(leaving, unseen)
+
+
+def ways_back(steps: list[dis.Instruction]) -> frozenset[int]:
+    """Give where Python may say that it is when it goes back on one line: from where it goes, or to where."""
+    lines = {step.offset: _line(step) for step in steps}
+    found = [step for step in steps if step.opname == "JUMP_BACKWARD" and lines.get(step.argval) == _line(step)]
+    return frozenset(offset for step in found for offset in (step.offset, step.argval))
+
+
+def _line(step: dis.Instruction) -> int | None:
+    return None if step.positions is None else step.positions.lineno
 
 
 def _leaves(ahead: list[dis.Instruction]) -> bool:
@@ -74,7 +92,7 @@ class _Handlers:
         return next((handler for start, end, handler in self._entries if start <= offset < end), None)
 
     def miss(self, steps: list[dis.Instruction], n: int) -> bool:
-        """Say whether an instruction that does nothing may be in a block whose handler the table denies it."""
+        """Say whether an instruction that cannot raise may be in a block whose handler the table denies it."""
         here, before = steps[n], steps[n - 1]
         own = self.of(here.offset)
         # The end of a block is such an instruction, too, and has the handler of what is around the block. So it is

@@ -5,7 +5,8 @@ Invariants:
 * A line is told by Python's line tracing, in the main thread, and only while the scenario runs.
 * The tracer that was there before (coverage, a debugger) is put back where it was taken away: in the same frame, so
   that it never sees an end without a beginning. It does not see what runs meanwhile.
-* What an interrupt does is decided by the handler that Trio has installed: it gets the frame, as from a signal.
+* What an interrupt does is decided by the handler that is installed at that moment, Trio's unless the scenario has its
+  own: it gets the frame, as from a signal.
 """
 
 from __future__ import annotations
@@ -85,8 +86,7 @@ class Tracer:
         self.place: str | None = None
         #: It was come by, but nothing can be raised there; the next line does.
         self.pending = False
-        #: Trio's, once the run has begun.
-        self.handler: Callable[[int, FrameType | None], object] = signal.default_int_handler
+        self.handler: Callable[[int, FrameType | None], object] = _as_a_signal_does
 
     def on_call(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
         """Python's global trace function."""
@@ -112,12 +112,22 @@ class Tracer:
             self.deliver(None if frame.f_lasti in exits.leaving else frame)
 
     def deliver(self, frame: FrameType | None) -> None:
-        """Let Trio's handler do the rest, once."""
+        """Let the handler do the rest, once."""
         self.armed = self.pending = False
         self.stop()
         # From here on: a coroutine that was made but not awaited yet is dropped by the interrupt, not forgotten.
         _allow_unawaited_coroutines()
         self.handler(signal.SIGINT, frame)
+
+
+def _as_a_signal_does(signum: int, frame: FrameType | None) -> None:
+    handler = signal.getsignal(signum)
+    if callable(handler):  # otherwise the scenario ignores it
+        handler(signum, frame)
+
+
+def _collections() -> list[int]:
+    return [generation["collections"] for generation in gc.get_stats()]
 
 
 def _allow_unawaited_coroutines() -> None:
@@ -141,6 +151,7 @@ class InterruptedRun(Run):
     def launch(self) -> None:
         """Run Trio, traced."""
         previous = sys.gettrace()
+        collections = _collections()
         with warnings.catch_warnings():
             try:
                 sys.settrace(self._tracer.on_call)
@@ -150,9 +161,10 @@ class InterruptedRun(Run):
                 self.struck = self._tracer.place is not None
                 self.place = self._tracer.place
             if self.struck:
-                # What the interrupt left behind must go while it is allowed to. Nothing of this run is older.
+                # What the interrupt left behind must go while it is allowed to. Nothing of this run is older, unless
+                # the scenario has collected by itself.
                 _allow_unawaited_coroutines()
-                gc.collect(0)
+                gc.collect(0 if _collections() == collections else 2)
 
     def is_the_users(self, error: BaseException) -> bool:
         """Say so of an exit; an interrupt that leaves the scenario with other errors is ours."""
@@ -163,9 +175,6 @@ class InterruptedRun(Run):
     async def play(self) -> object:
         """Run the scenario; the interrupt may leave it, and is not kept for later."""
         tracer = self._tracer
-        handler = signal.getsignal(signal.SIGINT)
-        assert callable(handler)
-        tracer.handler = handler
         result: object = None
         try:
             tracer.armed = True
@@ -220,7 +229,8 @@ def interrupt_at_every_line(
     the 1st, 2nd, 3rd ... line that it executes in `within`. The interrupt does what a signal at that place does: in
     code that Trio protects (`trio.lowlevel.enable_ki_protection`), and between the body of a ``with`` and its
     ``__exit__``, Trio keeps it until the main task is at a checkpoint, at the latest until the scenario is over;
-    elsewhere it is raised in place. It may leave the scenario, alone or as a group of nothing else, and a coroutine
+    elsewhere it is raised in place. A handler that the scenario has installed itself (`trio.open_signal_receiver`) gets
+    it instead. It may leave the scenario, alone or as a group of nothing else, and a coroutine
     that is therefore never awaited is not reported.
 
     Runs are made as by `cancel_at_every_checkpoint`, with seed 0. Lines are found by Python's line tracing: while a
