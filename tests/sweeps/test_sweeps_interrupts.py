@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 
-from trio_renew import Budget, Share
+from trio_renew import Budget, BudgetExhausted, RateLimitConfig, Share
 from trio_renew.lowlevel import open_provider_with
 from trio_renew.stores.memory import open_memory_stores
 from trio_renew.testing import interrupt_at_every_line
@@ -141,3 +141,39 @@ def test_it_goes_on_with_all_that_belongs_to_it(
     world: Any, calm: Any, operation: str, state: str, options: dict[str, Any]
 ) -> None:
     assert sweep(world, calm, operation, state, **options) >= 2
+
+
+@pytest.mark.parametrize("operation", ["get", "get_nowait", "refresh"])
+@pytest.mark.parametrize("state", ["empty", "due", "expired"])
+def test_it_goes_on_when_the_budget_is_spent(world: Any, calm: Any, operation: str, state: str) -> None:
+    async def scenario() -> None:
+        quiet = calm()
+        source, observer = world.Source(), world.Observer()
+        limit = RateLimitConfig(limit=1, window=300.0)
+        async with open_memory_stores(default_config=limit) as stores:
+            budget = Budget(stores.adaptive, "source")
+            try:
+                async with open_provider_with(
+                    None, source, eager=False, policy=world.POLICY, budget=budget, observe=observer
+                ) as provider:
+                    if state == "empty":
+                        await stores.adaptive.record("source", "user")
+                    await world.STATES[state](provider, source)
+                    calls = source.calls
+                    await quiet.survive(
+                        lambda: world.OPERATIONS[operation](provider), BudgetExhausted, trio.ClosedResourceError
+                    )
+                    status = provider.status()
+                    assert (status.waiting, status.failures, source.calls) == (0, 0, calls)
+                    await trio.sleep(300)
+                    with trio.fail_after(1):
+                        await provider.get()
+                    assert source.calls == calls + 1
+                    assert provider.status().waiting == 0
+            except KeyboardInterrupt:
+                pass
+            await world.is_closed(provider)
+            world.adds_up(observer.events)
+            assert source.running == 0
+
+    assert interrupt_at_every_line(scenario, within=world.WITHIN).steps >= 2
