@@ -12,7 +12,9 @@ import trio
 from trio.lowlevel import disable_ki_protection, enable_ki_protection
 from trio.testing import MockClock
 
+import trio_renew._flight
 import trio_renew._keyed
+import trio_renew._owner
 from trio_renew import clear_provider_caches, invalidate_provider, open_provider_cache, open_provider_pool
 from trio_renew._keyed._registry import registry
 from trio_renew._keyed._rings import _waits
@@ -259,6 +261,51 @@ def test_an_interrupt_at_every_line_of_the_pool() -> None:
     assert report.steps > 50
 
 
+def test_an_interrupt_at_every_line_of_a_pool_that_goes_on() -> None:
+    """Its user takes the interrupt for one of its requests' own affair; values are built on values."""
+
+    class Built(Values):
+        pool: Any
+
+        @asynccontextmanager
+        async def __call__(self, key: str) -> AsyncGenerator[str, None]:
+            async with super().__call__(key) as value:
+                if key == "base":
+                    yield value
+                else:
+                    async with self.pool.borrow("base"):
+                        yield value
+
+    async def scenario() -> None:
+        values = Built()
+        async with open_provider_pool(values, idle_timeout=2.0) as pool:
+            values.pool = pool
+
+            async def use() -> None:
+                try:
+                    async with pool.borrow("a") as value:
+                        assert value == "A"
+                        await trio.sleep(1)
+                    pool.delete("base")
+                except KeyboardInterrupt:
+                    pass
+
+            with trio.fail_after(60):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(use)
+                    nursery.start_soon(use)
+                async with pool.borrow("a") as value:
+                    assert value == "A"
+                await trio.sleep(6)
+            status = pool.status()
+            assert (status.entries, status.borrowed, status.opening) == (0, 0, 0)
+            assert not values.open
+            assert not pool._residents
+
+    within = [trio_renew._keyed, trio_renew._flight, trio_renew._owner]
+    assert interrupt_at_every_line(scenario, check, within=within).steps > 500
+
+
 def test_an_interrupt_in_the_users_code() -> None:
     here = sys.modules[__name__]
     opened: list[Values] = []
@@ -280,7 +327,7 @@ def test_an_interrupt_in_the_users_code() -> None:
 
 def signal_at_every_line(scenario: Callable[[], Awaitable[None]], call: Callable[[], object]) -> int:
     """Run a scenario again and again, calling something at its 1st, 2nd ... line of ours, as a signal handler would."""
-    package = str(Path(trio_renew.__file__).parent)
+    package = str(Path(trio_renew._keyed.__file__).parent)
     ours: dict[CodeType, bool] = {}
     lines = 0
 
@@ -301,7 +348,7 @@ def signal_at_every_line(scenario: Callable[[], Awaitable[None]], call: Callable
         def enter(frame: FrameType, event: str, argument: object) -> Any:
             code = frame.f_code
             if code not in ours:
-                ours[code] = code.co_filename.startswith(package) and "testing" not in code.co_filename
+                ours[code] = code.co_filename.startswith(package)
             return line if ours[code] else None
 
         async def traced() -> None:
