@@ -64,8 +64,11 @@ async def test_reached(autojump_clock):
     with trio.move_on_after(1.0) as scope:
         await handoff.reached(2)
     assert scope.cancelled_caught
-    with pytest.raises(ValueError, match="counted from 1, not 0"):
+    with pytest.raises(ValueError, match=r"reached\(n\) must be at least 1, not 0"):
         await handoff.reached(0)
+    for bad in ("3", 1.0, None, True):
+        with pytest.raises(TypeError, match=r"reached\(n\): a whole number is needed"):
+            await handoff.reached(bad)
 
 
 @pytest.mark.parametrize("hold", [2, object()])

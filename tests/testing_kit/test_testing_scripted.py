@@ -287,8 +287,11 @@ async def test_called_waits_for_that_call(autojump_clock):
     assert sorted(seen) == [(1, 1), (3, 3)]
     with assert_checkpoints():
         await fetch.called(3)
-    with pytest.raises(ValueError, match="counted from 1, not 0"):
+    with pytest.raises(ValueError, match=r"called\(n\) must be at least 1, not 0"):
         await fetch.called(0)
+    for bad in ("3", 1.0, None, True):
+        with pytest.raises(TypeError, match=r"called\(n\): a whole number is needed"):
+            await fetch.called(bad)
 
 
 async def test_a_watcher_can_leave(autojump_clock):

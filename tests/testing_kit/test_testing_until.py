@@ -2,14 +2,14 @@
 
 import math
 import random
-import types
+from types import SimpleNamespace
 
 import attrs
 import pytest
 import trio
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
-from trio_renew import RefreshPolicy, open_provider
+from trio_renew import AuthToken, RefreshPolicy, open_provider, static_provider
 from trio_renew._clock import Clock, wall_now
 from trio_renew.testing import ScriptedFetch, Token, until
 
@@ -24,7 +24,7 @@ class Provider:
     def __init__(self, due_at=None, expires_at=None, clock=None):
         self._life = Life(due_at, expires_at)
         if clock is not None:
-            self._clock = types.SimpleNamespace(now=clock)
+            self._clock = SimpleNamespace(now=clock)
 
     def status(self):
         return self._life
@@ -107,6 +107,71 @@ async def test_a_clock_of_whole_seconds(autojump_clock):
     assert now() == 3.0
 
 
+async def aging(clock, life, instant, offset=0.0):
+    """How far past the instant a provider's clock stands after `until`."""
+
+    async def mint():
+        return AuthToken("a", clock() + life)
+
+    async with open_provider(mint, clock=clock) as provider:
+        status = provider.status()
+        await until(provider, instant, offset)
+    return clock() - offset - (status.due_at if instant == "due" else status.expires_at)
+
+
+@pytest.mark.parametrize("life", [0.37, 60.0, 2592000.0])
+@pytest.mark.parametrize("speed", [0.001, 0.5, 2.0, 1000.0])
+async def test_a_clock_that_goes_at_another_speed(speed, life, autojump_clock):
+    for start in (1.0, 1.7e9):
+
+        def clock(start=start):
+            return start + speed * trio.current_time()
+
+        for instant, offset in (("due", -life / 100), ("due", 0.0), ("expiry", 0.0), ("expiry", 5.0)):
+            assert -1e-6 <= await aging(clock, life, instant, offset) <= 1e-6
+
+
+@pytest.mark.parametrize("step", [1.0, 60.0, 3600.0])
+@pytest.mark.parametrize("speed", [0.5, 1.0, 3.0])
+async def test_a_clock_that_goes_in_steps(step, speed, autojump_clock):
+    def clock():
+        return 1.7e9 + speed * trio.current_time() // step * step
+
+    for life in (1.5 * step, 86400.0):
+        # Just past a step is a whole step to go, and looking every microsecond would take too long.
+        for offset in (0.0, 1e-6, -1e-6, 0.3):
+            turns = Turns()
+            trio.lowlevel.add_instrument(turns)
+            assert 0.0 <= await aging(clock, life, "expiry", offset) <= step
+            trio.lowlevel.remove_instrument(turns)
+            assert turns.number < 2000
+
+
+class Turns(trio.abc.Instrument):
+    number = 0
+
+    def before_task_step(self, task):
+        self.number += 1
+
+
+async def test_a_clock_that_goes_back_for_a_while(autojump_clock):
+    moved = 0.0
+
+    def clock():
+        return 100.0 + moved + trio.current_time()
+
+    async def move():
+        nonlocal moved
+        await trio.sleep(10)
+        moved -= 20.0
+        await trio.sleep(5)
+        moved += 60.0
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(move)
+        assert await aging(clock, 60.0, "expiry") >= 0.0
+
+
 async def test_a_clock_that_stands_is_an_error(autojump_clock):
     with pytest.raises(RuntimeError, match=r"stands at 100\.0 while Trio's goes on"):
         await until(Provider(due_at=105.0, clock=lambda: 100.0), "due")
@@ -137,3 +202,6 @@ async def test_what_it_refuses(autojump_clock):
     for bad in (math.inf, math.nan, "1", True):
         with pytest.raises(ValueError, match="a finite number of seconds is needed"):
             await until(Provider(3.0, 3.0), "due", bad)
+    for bad in (static_provider("a"), None, SimpleNamespace(status=lambda: SimpleNamespace(expires_at=3.0))):
+        with pytest.raises(TypeError, match=r"something whose status\(\) has due_at is needed, not"):
+            await until(bad, "due")

@@ -10,6 +10,8 @@ from typing import Final, final
 
 import trio
 
+from ._arguments import check_number
+
 __all__ = ("Handoff", "all_claims")
 
 
@@ -86,9 +88,9 @@ class Handoff:
 
         Raises:
           ValueError: `n` is below 1.
+          TypeError: It is no whole number.
         """
-        if n < 1:
-            raise ValueError(f"reached(n): claims are counted from 1, not {n!r}")
+        check_number("reached(n)", n, 1)
         if self.claims >= n:
             await trio.lowlevel.checkpoint()
         while self.claims < n:

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from . import _bytecode, _internals
+from ._arguments import check_functions, check_number
 from ._report import SweepReport
 from ._runs import Run, leaves, nothing_but
-from ._sweeps import arguments, check_functions, check_number, raise_finding, steps_allowed
+from ._sweeps import arguments, raise_finding, steps_allowed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterable

@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 from . import _internals
+from ._arguments import check_functions, check_number
 from ._report import SweepFailure, SweepReport
 from ._runs import Run
-from ._sweeps import arguments, check_functions, check_number, raise_finding
+from ._sweeps import arguments, raise_finding
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -17,6 +17,7 @@ import attrs
 import trio
 
 from .._values import AuthToken
+from ._arguments import check_number
 
 __all__ = ("Block", "ScriptExhausted", "ScriptedFetch", "Sleep", "Stubborn", "Token")
 
@@ -224,9 +225,9 @@ class ScriptedFetch:
 
         Raises:
           ValueError: `n` is below 1.
+          TypeError: It is no whole number.
         """
-        if n < 1:
-            raise ValueError(f"called(n): calls are counted from 1, not {n!r}")
+        check_number("called(n)", n, 1)
         if self.calls >= n:
             await trio.lowlevel.checkpoint()
         while self.calls < n:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from . import _internals, _places
+from ._arguments import check_functions, check_number
 from ._report import MisusedVictim, SweepFailure, SweepReport, TwoVictims
 from ._runs import ActingRun, NotAsync, Run, leaves
 
@@ -23,25 +24,6 @@ T = TypeVar("T")
 
 #: How many steps more than many times the undisturbed ones a run may take; some wait for timeouts, step by step.
 SPARE_STEPS = 50_000
-
-
-def check_functions(**given: object) -> None:
-    """Refuse arguments that are no functions."""
-    for name, value in given.items():
-        if callable(value) or (name == "check" and value is None):
-            continue
-        close = getattr(value, "close", None)
-        if close is not None:  # a coroutine: `scenario()` instead of `scenario`
-            close()
-        raise TypeError(f"{name}: a function is needed (not called: without parentheses), not {value!r}")
-
-
-def check_number(name: str, value: object, least: int | None = None) -> None:
-    """Refuse what is no whole number, or too small."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: a whole number is needed, not {value!r}")
-    if least is not None and value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value!r}")
 
 
 def steps_allowed(undisturbed: Run) -> int:
