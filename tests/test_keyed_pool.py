@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import traceback
 import weakref
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -534,6 +535,26 @@ async def test_a_crash_cancels_the_borrowers_and_raises_there(
             assert borrower.ended.__context__ is None
         fresh.let_go.set()
     assert caplog.records == []
+
+
+async def test_the_traceback_of_a_crash_does_not_grow_with_the_borrowers(autojump_clock: MockClock) -> None:
+    lengths: set[int] = set()
+
+    async def use() -> None:
+        try:
+            async with pool.borrow("a"):
+                await trio.sleep_forever()
+        except ExceptionGroup as exc:
+            assert exc.__context__ is None
+            lengths.add(sum(1 for _ in traceback.walk_tb(exc.__traceback__)))
+
+    source = Source()
+    async with open_provider_pool(source) as pool, trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(use)
+        await wait_all_tasks_blocked()
+        source.opened[0].crash.set()
+    assert len(lengths) == 1
 
 
 async def test_its_borrowers_leave_before_it_is_torn_down(autojump_clock: MockClock) -> None:

@@ -71,12 +71,7 @@ class Borrow(AbstractAsyncContextManager[V], Generic[K, V]):
         if resident.phase is Phase.CRASHED:
             await resident.gone.wait()  # noqa: ASYNC102 - the block ended by our own cancellation
             if resident.error is not None:
-                own = resident.error.__context__
-                try:
-                    resident.raise_error()
-                finally:
-                    # Not the Cancelled that is being handled here.
-                    resident.error.__context__ = own
+                resident.raise_error()
         raise trio.ClosedResourceError(f"{self._pool!r} is closed") from None
 
     def _cancel(self) -> None:

@@ -26,6 +26,7 @@ from .._flight import raise_shared
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
     from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
     from typing import NoReturn, Protocol
 
     from .._flight import Flight
@@ -129,12 +130,14 @@ class Resident(Generic[K, V]):
     """
 
     __slots__ = (
+        "_context",
         "_leave",
         "_open_value",
         "_pool",
         "_returned",
         "_scope",
         "_told",
+        "_traceback",
         "borrows",
         "error",
         "flight",
@@ -173,6 +176,8 @@ class Resident(Generic[K, V]):
         self.retired: bool = False
         self.borrows: dict[Holder, None] = {}
         self.error: BaseException | None = None
+        self._traceback: TracebackType | None = None
+        self._context: BaseException | None = None
         self.opened: trio.Event = trio.Event()
         self.gone: trio.Event = trio.Event()
 
@@ -223,8 +228,14 @@ class Resident(Generic[K, V]):
 
     def raise_error(self) -> NoReturn:
         """Raise what its context manager raised, in one of those who had it, once it has gone."""
-        assert self.error is not None
-        raise_shared(self.error, self.error.__traceback__, self.error.__context__)
+        error, context = self.error, self._context
+        assert error is not None
+        try:
+            raise_shared(error, self._traceback, context)
+        finally:
+            # Not the Cancelled that a borrower's block was ended by.
+            error.__context__ = context
+            del error, context
 
     # The task
 
@@ -306,6 +317,8 @@ class Resident(Generic[K, V]):
     def _report(self, problem: BaseException | None) -> None:
         if self.phase in (Phase.OPENING, Phase.CRASHED):
             self.error = problem
+            if problem is not None:
+                self._traceback, self._context = problem.__traceback__, problem.__context__
         heard = self.phase is Phase.OPENING or (self._told and not self._pool._is_closed)
         if problem is not None and not heard:
             logger.error("the value of %r in %r failed", self.key, self._pool, exc_info=problem)
