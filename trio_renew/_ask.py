@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ._errors import StoreError
-from ._owner import call_user
+from ._user import call_user
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -25,9 +25,10 @@ from ._errors import FetchTimeout, MintedTokenAlreadyExpired
 from ._events import Cleared, FetchFailed, FetchStarted, FetchSucceeded, StorageFailed
 from ._flight import Flight
 from ._held import Held
-from ._owner import Owner, call_user, check_async_function
+from ._owner import Owner
 from ._redact import describe_error, secret_texts
 from ._stash import Stash
+from ._user import call_user, check_async_function
 from ._values import Lease, check_seconds
 
 if TYPE_CHECKING:

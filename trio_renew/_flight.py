@@ -37,7 +37,7 @@ from trio.lowlevel import enable_ki_protection
 
 from ._errors import FetchTimeout, ReentrantFetchError
 from ._events import FetchAbandoned
-from ._owner import call_user
+from ._user import call_user
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

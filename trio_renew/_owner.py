@@ -10,15 +10,13 @@ Invariants:
 * Closing is one synchronous step: from it on every call is refused. Then the tasks are waited for, then
   :class:`~trio_renew.OwnerClosed` is told.
 * An owner belongs to one thread of one process. In a forked child it is refused like in a foreign thread.
-* Our own steps are protected from KeyboardInterrupt, the user's code is not (:func:`call_user`).
+* Our own steps are protected from KeyboardInterrupt, the user's code is not (:mod:`._user`).
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 import os
-import types
 import weakref
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import Context, copy_context
@@ -27,74 +25,26 @@ from itertools import count
 from math import inf
 from threading import get_ident
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Generic, NoReturn, ParamSpec, TypeVar
 
 import trio
-from trio.lowlevel import disable_ki_protection, enable_ki_protection
+from trio.lowlevel import enable_ki_protection
 
 from ._clock import Clock
 from ._events import Event, OwnerClosed, emit, logger
+from ._user import check_function
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
     from types import TracebackType
 
-__all__ = ("Alarm", "Owner", "call_user", "check_async_function", "check_function", "hosting", "owning")
+__all__ = ("Alarm", "Owner", "hosting", "owning")
 
 P = ParamSpec("P")
 X = TypeVar("X")
 
 # Below this many dead entries a heap is not worth rebuilding.
 _FEW = 64
-
-
-def _awaitable(what: str, result: Awaitable[X]) -> Awaitable[X]:
-    if not inspect.isawaitable(result):
-        raise TypeError(f"{what} must be an async function, but it returned {type(result).__name__}, not an awaitable")
-    return result
-
-
-@disable_ki_protection
-async def call_user(what: str, function: Callable[..., Awaitable[X]], *args: Any) -> X:
-    """Await a user's async function, called ``what``, where a KeyboardInterrupt may strike as in any task."""
-    # One expression: an interrupt between making the coroutine and awaiting it would leave it unawaited.
-    return await _awaitable(what, function(*args))
-
-
-def check_function(name: str, function: object, what: str) -> None:
-    """Refuse what is neither None nor a plain function.
-
-    Raises:
-      TypeError: It is not callable, or an async function: its result would never be awaited.
-    """
-    if function is not None and (not callable(function) or inspect.iscoroutinefunction(function)):
-        got = "an async function" if callable(function) else type(function).__name__
-        raise TypeError(f"{name} must be {what} or None, got {got}")
-
-
-def check_async_function(name: str, function: object, *, takes: str = "no arguments") -> None:
-    """Refuse at the earliest point what cannot be an async function of these arguments.
-
-    Raises:
-      TypeError: It is a coroutine object, not callable, a generator function, or a plain synchronous function.
-    """
-    if inspect.iscoroutine(function):
-        function.close()
-        raise TypeError(
-            f"{name} must be an async function, got a coroutine object: pass the function without calling it"
-        )
-    if not callable(function):
-        raise TypeError(f"{name} must be an async function of {takes}, got {type(function).__name__}")
-    inner: Any = function
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    generates = inspect.isasyncgenfunction(inner) or inspect.isgeneratorfunction(inner)
-    # A lambda or a wrapper may well return an awaitable; that shows when it is called.
-    plain = isinstance(inner, types.FunctionType | types.MethodType) and not inspect.iscoroutinefunction(inner)
-    opaque = inner is not inspect.unwrap(inner) or getattr(inner, "__name__", "") == "<lambda>"
-    if generates or (plain and not opaque):
-        kind = "a generator function" if generates else "a synchronous function"
-        raise TypeError(f"{name} must be an async function of {takes}, got {kind}: {function!r}")
 
 
 _alive: weakref.WeakSet[Owner] = weakref.WeakSet()

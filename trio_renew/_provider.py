@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._errors import Unconfigured
-from ._owner import check_async_function, hosting, owning
+from ._owner import hosting, owning
 from ._policy.breaker import BreakerPolicy
 from ._policy.schedule import RefreshPolicy
 from ._renewing import Renewing
 from ._resource import RenewableResource
+from ._user import check_async_function
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable

@@ -27,7 +27,6 @@ from ._errors import BreakerOpen, BudgetExhausted
 from ._events import BreakerChanged, Cleared, FetchFailed, FetchStarted, ServedExpired
 from ._flight import Flight, raise_shared
 from ._life import judge
-from ._owner import call_user, check_function
 from ._policy.breaker import (
     BreakerPolicy,
     Closed,
@@ -41,6 +40,7 @@ from ._policy.breaker import (
 from ._policy.decision import CacheState, ServeAndRefresh, ServeCached, decide
 from ._policy.schedule import RefreshPolicy
 from ._share import Share, Sharing
+from ._user import call_user, check_function
 from ._values import check_seconds
 
 if TYPE_CHECKING:

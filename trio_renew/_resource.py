@@ -17,7 +17,8 @@ from trio.lowlevel import checkpoint, enable_ki_protection
 from ._deciding import AGAIN, Deciding
 from ._flight import current_flights, refuse_reentry
 from ._held import Changes, Status
-from ._owner import check_async_function, hosting, owning
+from ._owner import hosting, owning
+from ._user import check_async_function
 from ._values import Lease
 
 if TYPE_CHECKING:

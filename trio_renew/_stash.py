@@ -20,7 +20,7 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from ._errors import StoreError
-from ._owner import call_user
+from ._user import call_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable

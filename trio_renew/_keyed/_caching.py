@@ -26,7 +26,7 @@ from trio.lowlevel import checkpoint, checkpoint_if_cancelled, disable_ki_protec
 from .._errors import FetchTimeout
 from .._events import FetchFailed, FetchSucceeded, ServedExpired
 from .._flight import State
-from .._owner import call_user, check_async_function, check_function
+from .._user import call_user, check_async_function, check_function
 from .._values import check_seconds
 from ._entries import Entries, Entry
 from ._member import Member
