@@ -329,4 +329,10 @@ DEFECTS = (
         "        finally:\n            # Also where a Keyboard",
         "        except ZeroDivisionError:\n            raise\n        else:\n            # Also where a Keyboard",
     ),
+    Defect(
+        "a caller of get() that is interrupted while it waits is not counted out",
+        "_resource.py",
+        "    @enable_ki_protection\n    async def get(self)",
+        "    async def get(self)",
+    ),
 )

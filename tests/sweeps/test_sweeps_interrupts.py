@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 
-from trio_renew import Budget, BudgetExhausted, RateLimitConfig, Share
+from trio_renew import Budget, BudgetExhausted, RateLimitConfig, Share, _deciding, _flight, _resource, open_resource
 from trio_renew.lowlevel import open_provider_with
 from trio_renew.stores.memory import open_memory_stores
 from trio_renew.testing import interrupt_at_every_line
@@ -33,6 +33,8 @@ STATES = (
     "probing",
     "permanent",
 )
+#: Where a caller waits.
+WAITING = (_resource, _deciding, _flight)
 
 
 def sweep(
@@ -177,3 +179,36 @@ def test_it_goes_on_when_the_budget_is_spent(world: Any, calm: Any, operation: s
             assert source.running == 0
 
     assert interrupt_at_every_line(scenario, within=world.WITHIN).steps >= 2
+
+
+@pytest.mark.parametrize("operation", ["get", "lease", "refresh"])
+@pytest.mark.parametrize("when_abandoned", ["finish", "cancel"])
+def test_who_is_interrupted_while_waiting_is_counted_out(
+    world: Any, calm: Any, operation: str, when_abandoned: Any
+) -> None:
+    async def scenario() -> None:
+        quiet = calm()
+        source = world.Source()
+        scope = trio.CancelScope()
+        async with open_resource(source, when_abandoned=when_abandoned) as resource, trio.open_nursery() as nursery:
+
+            async def first() -> None:
+                with scope:
+                    await resource.get()
+
+            async def second() -> None:
+                with trio.move_on_after(0.1):
+                    await world.OPERATIONS[operation](resource)
+
+            nursery.start_soon(first)
+            await trio.sleep(0.05)
+            await quiet.survive(second)
+            assert resource.status().waiting == 1
+            scope.cancel()
+            await trio.sleep(0.01)
+            assert resource.status().waiting == 0
+            assert source.running == (when_abandoned == "finish")
+            with trio.fail_after(1):
+                await resource.get()
+
+    assert interrupt_at_every_line(scenario, within=WAITING).steps >= 2
