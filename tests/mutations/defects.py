@@ -193,13 +193,13 @@ DEFECTS = (
     ),
     Defect(
         "clear() does not fence what is in flight",
-        "_deciding.py",
+        "_keeping.py",
         "            self._flight.fence()\n",
         "",
     ),
     Defect(
         "a fenced value is kept",
-        "_deciding.py",
+        "_keeping.py",
         "            if flight.fenced:\n                held.generation = flight.generation",
         "            if False:\n                held.generation = flight.generation",
     ),
@@ -223,7 +223,7 @@ DEFECTS = (
     ),
     Defect(
         "generations do not grow with clear()",
-        "_deciding.py",
+        "_keeping.py",
         "        self._generation += 1\n        self._held = None",
         "        self._held = None",
     ),
