@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import threading
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pytest
@@ -25,10 +25,12 @@ from trio_renew import (
     open_provider_pool,
 )
 from trio_renew._keyed._registry import Message, registry
+from trio_renew.stores.sqlite import open_sqlite_bus
 from trio_renew.testing import Block, ScriptedFetch, under_schedules
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
+    from pathlib import Path
 
 What = Literal["key", "tag", "all"]
 
@@ -493,6 +495,29 @@ async def test_an_interrupted_observer_keeps_no_other_from_hearing_it() -> None:
         assert isinstance(told[-1], Cleared)
         assert "a" not in first
         assert "a" not in second
+
+
+@pytest.mark.parametrize("engine", ["memory", "sqlite"])
+async def test_an_interrupted_observer_of_a_sibling_keeps_nobody_from_hearing_it(engine: str, tmp_path: Path) -> None:
+    def interrupted(event: Event) -> None:
+        if isinstance(event, Cleared):
+            raise KeyboardInterrupt
+
+    told: list[Event] = []
+    async with (
+        nullcontext(MemoryBus()) if engine == "memory" else open_sqlite_bus(tmp_path / "b.db") as bus,
+        open_provider_cache(Source(), bus=bus, name="n", observe=told.append) as first,
+        open_provider_cache(Source(), bus=bus, name="n", observe=interrupted) as second,
+        open_provider_cache(Source(), bus=bus, name="n") as third,
+    ):
+        for cache in (first, second, third):
+            await cache.get("a")
+        told.clear()
+        with pytest.raises(KeyboardInterrupt):
+            first.delete("a")
+        assert [type(event) for event in told] == [Cleared]
+        assert "a" not in second
+        assert engine == "memory" or "a" not in third  # the test's bus stops there
 
 
 def test_an_idle_value_whose_time_is_over_is_not_counted_elsewhere() -> None:

@@ -202,6 +202,20 @@ async def test_a_listener_that_raises_changes_nothing(
     assert "leave me alone" in caplog.text
 
 
+async def test_an_interrupted_listener_keeps_no_other_from_hearing_it(server: Server, prefix: str) -> None:
+    class Interrupted(Ear):
+        def invalidated(self, what: Any, key: object) -> None:
+            raise KeyboardInterrupt
+
+    async with open_redis_bus(server.url, channel=prefix) as bus:
+        ear = Ear()
+        bus.attach(Interrupted())
+        bus.attach(ear)
+        with pytest.raises(KeyboardInterrupt):
+            bus.publish(Ear(), "key", 1)
+        assert ear.heard == [("key", 1)]
+
+
 async def test_what_was_published_before_closing_is_sent(server: Server, prefix: str) -> None:
     ear = Ear()
     async with open_redis_bus(server.url, channel=prefix) as other:

@@ -271,13 +271,15 @@ class Member(ABC, Generic[K]):
         return count, lambda: self._announce(message, cleared)
 
     def _announce(self, message: Message, cleared: Cleared | None) -> None:
-        if message.publish and self._bus is not None:
-            try:
+        try:
+            if message.publish and self._bus is not None:
                 self._bus.publish(self._ear, message.what, message.key)
-            except Exception as exc:
-                self._tell_bus_failed(exc)
-        if cleared is not None:
-            self._owner.tell(cleared)
+        except Exception as exc:
+            self._tell_bus_failed(exc)
+        finally:
+            # Also when it was an observer of a sibling that was interrupted.
+            if cleared is not None:
+                self._owner.tell(cleared)
 
     def _claim(
         self, key: K, reason: Reason, background_hook: Callable[[], Awaitable[object]] | None = None

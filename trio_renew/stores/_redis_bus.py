@@ -7,7 +7,6 @@ Invariants:
   that it may have missed something as soon as the connection stands again.
 * What is published stays in the outbox until the server has taken it. An invalidation may be sent twice; it does no
   harm. An outbox that grows too long becomes shorter by dropping more at the receivers.
-* A listener that raises is logged and changes nothing.
 """
 
 from __future__ import annotations
@@ -22,12 +21,11 @@ from trio.lowlevel import enable_ki_protection
 
 from .._errors import StoreError
 from .._events import logger
+from ._bus_audience import Audience
 from ._bus_messages import item_of, read_items, write_items
 from ._redis_link import Link
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .._owner import Owner
     from ..abc import Listener
     from ._bus_messages import Item, What
@@ -51,11 +49,10 @@ class RedisBus:
     """A :class:`~trio_renew.Bus` over a server. Made by :func:`open_redis_bus`."""
 
     __slots__ = (
+        "_audience",
         "_channel",
         "_id",
         "_link",
-        "_listeners",
-        "_lost",
         "_opened",
         "_outage",
         "_outbox",
@@ -75,8 +72,7 @@ class RedisBus:
         self._link = Link(
             owner, address, channel, heard=self._heard, lost=self._wake_up, patience=_TRY, must_listen=True
         )
-        #: By identity: listeners need not be hashable, nor differ from each other.
-        self._listeners: dict[int, Listener] = {}
+        self._audience = Audience()
         #: In the order in which they were published; a dict, because once is enough.
         self._outbox: dict[Item, None] = {}
         #: What the server has not yet taken.
@@ -108,15 +104,12 @@ class RedisBus:
           trio.ClosedResourceError: The bus is closed.
         """
         self._owner.check()
-        if id(listener) not in self._listeners:
-            self._listeners[id(listener)] = listener
-            outage = self._outage
-            if outage is not None:
-                self._tell([listener], lambda each: each.failed(outage))
+        if self._audience.add(listener) and self._outage is not None:
+            self._audience.failed(self._outage, listener)
 
     def detach(self, listener: Listener) -> None:
         """Let a listener hear nothing any more."""
-        self._listeners.pop(id(listener), None)
+        self._audience.remove(listener)
 
     def publish(self, sender: Listener, what: What, key: object) -> None:
         """Tell all others of the sender's name. Neither waits nor raises; after closing it does nothing.
@@ -141,37 +134,25 @@ class RedisBus:
         if self._owner.closed:
             return
         name = sender.name
-        siblings = [each for each in self._listeners.values() if each is not sender and each.name == name]
-        self._pass_on(siblings, what, key)
         if len(self._outbox) >= _MOST:
             self._outbox = dict.fromkeys((each, "all", "null") for each, _, _ in self._outbox)
         self._outbox[item_of(name, what, key)] = None
         self._wake_up()
+        self._audience.pass_on(name, what, key, sender=sender)
 
     # What the listeners are told
 
-    def _tell(self, listeners: list[Listener], tell: Callable[[Listener], None]) -> None:
-        for listener in listeners:
-            try:
-                tell(listener)
-            except Exception:
-                logger.exception("a listener of a bus raised")
-
     def _heard(self, channel: bytes, message: bytes) -> None:
-        everybody = list(self._listeners.values())
         try:
             sender, items = read_items(message)
         except ValueError:
             # Whatever it was meant to say, nobody has heard it.
             logger.warning("a message on the bus channel %r cannot be read", channel)
-            self._tell(everybody, lambda each: each.missed())
+            self._audience.missed()
             return
         if sender != self._id:
             for name, what, key in items:
-                self._pass_on([each for each in everybody if each.name == name], what, key)
-
-    def _pass_on(self, listeners: list[Listener], what: What, key: object) -> None:
-        self._tell(listeners, lambda each: each.invalidated(what, key))
+                self._audience.pass_on(name, what, key)
 
     # The task
 
@@ -197,7 +178,7 @@ class RedisBus:
     def _stand(self) -> None:
         if self._outage is not None:
             self._outage = None
-            self._tell(list(self._listeners.values()), lambda each: each.missed())
+            self._audience.missed()
         self._opened.set()
 
     def _fall(self, error: StoreError) -> None:
@@ -205,7 +186,7 @@ class RedisBus:
         self._sending = []
         if self._outage is None:
             self._outage = error
-            self._tell(list(self._listeners.values()), lambda each: each.failed(error))
+            self._audience.failed(error)
         self._opened.set()
         self._all_sent()
 

@@ -16,19 +16,18 @@ import math
 import os
 from contextlib import suppress
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 from trio.lowlevel import enable_ki_protection
 
 from .._errors import StoreError
 from .._events import logger
+from ._bus_audience import Audience
 from ._bus_messages import item_of, read_items, write_items
 from ._sqlite_schema import immediate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .._owner import Owner
     from ..abc import Listener
     from ._bus_messages import Item, What
@@ -79,11 +78,11 @@ class SQLiteBus:
     """
 
     __slots__ = (
+        "_audience",
         "_database",
         "_exchanging",
         "_first",
         "_id",
-        "_listeners",
         "_outage",
         "_outbox",
         "_owner",
@@ -98,8 +97,7 @@ class SQLiteBus:
         self._database = database
         self._id = os.urandom(16).hex()
         self._token = trio.lowlevel.current_trio_token()
-        #: By identity: listeners need not be hashable, nor differ from each other.
-        self._listeners: dict[int, Listener] = {}
+        self._audience = Audience()
         #: In the order in which they were published; a dict, because once is enough.
         self._outbox: dict[Item, None] = {}
         self._place: _Place | None = None
@@ -119,14 +117,12 @@ class SQLiteBus:
           trio.ClosedResourceError: The bus is closed.
         """
         self._owner.check()
-        if id(listener) not in self._listeners:
-            self._listeners[id(listener)] = listener
-            if self._outage is not None:
-                self._call(listener.failed, self._outage)
+        if self._audience.add(listener) and self._outage is not None:
+            self._audience.failed(self._outage, listener)
 
     def detach(self, listener: Listener) -> None:
         """Let a listener hear nothing any more; no error when it does not take part."""
-        self._listeners.pop(id(listener), None)
+        self._audience.remove(listener)
 
     def publish(self, sender: Listener, what: What, key: object) -> None:
         """Tell all others of the sender's name. Neither waits nor raises; after closing it does nothing.
@@ -157,22 +153,7 @@ class SQLiteBus:
             self._outbox = dict.fromkeys(item_of(each, "all", None) for each, _, _ in self._outbox)
         self._outbox[item_of(name, what, key)] = None
         self._wake.set()
-        self._deliver(name, what, key, sender)
-
-    def _deliver(self, name: str, what: What, key: object, sender: Listener | None = None) -> None:
-        for listener in list(self._listeners.values()):
-            if listener is not sender and listener.name == name:
-                self._call(listener.invalidated, what, key)
-
-    def _everybody(self, tell: Callable[[Listener], None]) -> None:
-        for listener in list(self._listeners.values()):
-            self._call(tell, listener)
-
-    def _call(self, method: Callable[..., None], *args: Any) -> None:
-        try:
-            method(*args)
-        except Exception:
-            logger.exception("a listener of %r raised", self)
+        self._audience.pass_on(name, what, key, sender=sender)
 
     def __repr__(self) -> str:
         return f"<trio_renew bus {self._database.path}{' (closed)' if self._owner.closed else ''}>"
@@ -218,7 +199,7 @@ class SQLiteBus:
     def _fall(self, error: StoreError) -> None:
         if self._outage is None:
             self._outage = error
-            self._everybody(lambda each: each.failed(error))
+            self._audience.failed(error)
         self._first.set()
 
     async def flush(self) -> None:
@@ -247,7 +228,7 @@ class SQLiteBus:
                 self._read(message)
         if before is None or before.file != place.file or before.number + len(rows) != place.number:
             # Also at the first connection: who has come before it may have missed something.
-            self._everybody(lambda each: each.missed())
+            self._audience.missed()
 
     def _read(self, message: bytes) -> None:
         try:
@@ -255,10 +236,10 @@ class SQLiteBus:
         except ValueError:
             # Whatever it was meant to say, nobody has heard it.
             logger.warning("a message in %r cannot be read", self)
-            self._everybody(lambda each: each.missed())
+            self._audience.missed()
         else:
             for item in items:
-                self._deliver(*item)
+                self._audience.pass_on(*item)
 
     def _number(self, connection: Connection) -> tuple[str, int]:
         row = connection.execute(_NUMBER).fetchone()
