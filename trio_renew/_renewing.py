@@ -4,17 +4,14 @@ Invariants:
 
 * A value is *good* until ``good_until`` (its expiry less the leeway); inside the leeway and ``serve_expired_for`` it
   is only a consolation (:meth:`Renewing._console`), and each such serving is reported.
-* Background refreshes never raise into a caller. They wait for ``min_interval``, the backoff, a refused budget, a
-  remembered permanent failure and the breaker; a caller who needs a value waits for the last two only.
-* The breaker half-opens when its probe starts, not when it is claimed; single flight makes it one probe. A fenced
-  fetch moves nothing here.
+* Background refreshes never raise into a caller. What they, and callers who need a value, have to wait for is in
+  ``_caution.py``; a fenced fetch moves nothing there.
 * Correctness never depends on an alarm: every call looks at the clock.
 """
 
 from __future__ import annotations
 
 from math import inf
-from random import random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
@@ -22,21 +19,12 @@ from trio.lowlevel import enable_ki_protection
 
 from ._ask import Ask
 from ._budget import Budget, spend
+from ._caution import Caution, Hold
 from ._deciding import Deciding
 from ._errors import BreakerOpen, BudgetExhausted
-from ._events import BreakerChanged, Cleared, FetchFailed, FetchStarted, ServedExpired
-from ._flight import Flight, raise_shared
+from ._events import Cleared, FetchFailed, FetchStarted, ServedExpired
 from ._life import judge
-from ._policy.breaker import (
-    BreakerPolicy,
-    Closed,
-    HalfOpen,
-    Open,
-    admit,
-    record_failure,
-    record_success,
-    same_to_observers,
-)
+from ._policy.breaker import BreakerPolicy, Open, admit
 from ._policy.decision import CacheState, ServeAndRefresh, ServeCached, decide
 from ._policy.schedule import RefreshPolicy
 from ._share import Share, Sharing
@@ -45,10 +33,10 @@ from ._values import check_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from types import TracebackType
     from typing import Literal
 
     from ._events import Event, Reason
+    from ._flight import Flight
     from ._held import Held
     from ._owner import Alarm
     from .abc import Storage
@@ -67,53 +55,21 @@ _PAUSE = 1.0
 _LOOK_EVERY = 60.0
 
 
-class _Hold:
-    """Something that is not allowed before an instant. A clock that goes back does not prolong it beyond its length."""
-
-    __slots__ = ("_length", "_until")
-
-    def __init__(self) -> None:
-        self.lift()
-
-    def lift(self) -> None:
-        self._until = -inf
-        self._length = 0.0
-
-    def set(self, now: float, length: float) -> None:
-        self._until = now + length
-        self._length = length
-
-    def until(self, now: float) -> float:
-        """The instant, whether it has come or not."""
-        if self._until - now > self._length:
-            self._until = now + self._length
-        return self._until
-
-
 class Renewing(Deciding[T]):
     """What a provider is, without what its users call."""
 
     __slots__ = (
         "_ask",
-        "_backoff",
-        "_breaker",
-        "_breaker_policy",
         "_budget",
-        "_failures",
+        "_caution",
         "_fast_alarm",
         "_in_use",
-        "_interval",
         "_keep_warm",
-        "_last_failure",
         "_looked",
         "_overridden",
         "_pause",
-        "_permanent",
-        "_permanent_hold",
         "_policy",
-        "_put_off",
         "_read_expires_at",
-        "_setbacks",
         "_sharing",
         "_warm_alarm",
     )
@@ -156,27 +112,18 @@ class Renewing(Deciding[T]):
             name=name,
         )
         self._policy = policy
-        self._breaker_policy = breaker
-        self._breaker: Closed | Open | HalfOpen = Closed(0)
+        self._caution = Caution(name, policy, breaker)
         self._read_expires_at = expires_at
         self._keep_warm = check_seconds("keep_warm", keep_warm, allow_inf=True)
         self._counts_uses = 0.0 < self._keep_warm < inf
-        self._in_use = _Hold()
-        self._last_failure: BaseException | None = None
-        self._failures = 0
-        self._setbacks = 0
-        self._backoff = _Hold()
-        self._put_off = _Hold()
-        self._interval = _Hold()
-        self._pause = _Hold()
-        self._permanent: tuple[BaseException, TracebackType | None, BaseException | None] | None = None
-        self._permanent_hold = _Hold()
+        self._in_use = Hold()
+        self._pause = Hold()
         self._overridden = 0
         self._fast_alarm: Alarm | None = None
         self._warm_alarm: Alarm | None = None
         self._budget = budget
         self._ask = Ask(self._storage_failed, self._fetch_timeout)
-        self._looked = _Hold()
+        self._looked = Hold()
         self._sharing: Sharing[T] | None = None
         if share is not None:
             self._sharing = Sharing(
@@ -191,11 +138,11 @@ class Renewing(Deciding[T]):
     # Deciding
 
     def _serve(self, now: float, *, may_wait: bool) -> Held[T] | None:
-        held, flight = self._held, self._flight
+        held, flight, caution = self._held, self._flight, self._caution
         if held is None:
             return None
         state = CacheState(
-            held, held.due_at, flight is not None, self._breaker_at(now), held.good_until, self._not_before(now)
+            held, held.due_at, flight is not None, caution.breaker_at(now), held.good_until, caution.not_before(now)
         )
         action, _ = decide(state, now)
         if isinstance(action, ServeAndRefresh):
@@ -218,8 +165,8 @@ class Renewing(Deciding[T]):
         self._take(reason, background=True).launch()
 
     def _admit(self, now: float, rejected: Held[T] | None) -> bool:
-        self._raise_permanent(now)
-        breaker = self._breaker_at(now)
+        self._caution.raise_permanent(now)
+        breaker = self._caution.breaker_at(now)
         if admit(now, breaker)[0]:
             return False
         if rejected is not None and self._overridden != rejected.generation:
@@ -227,16 +174,10 @@ class Renewing(Deciding[T]):
             self._overridden = rejected.generation
             return True
         assert isinstance(breaker, Open)
-        raise BreakerOpen(breaker.until) from self._last_failure
-
-    def _raise_permanent(self, now: float) -> None:
-        if self._permanent is not None:
-            if now < self._permanent_hold.until(now):
-                raise_shared(*self._permanent)
-            self._permanent = None
+        raise BreakerOpen(breaker.until) from self._caution.last_failure
 
     def _is_permanent(self, refusal: Exception) -> bool:
-        return self._permanent is not None and refusal is self._permanent[0]
+        return self._caution.is_permanent(refusal)
 
     def _console(self, now: float, *, permanent: bool = False) -> Held[T] | None:
         held = self._held
@@ -254,43 +195,19 @@ class Renewing(Deciding[T]):
     def _still_usable(self, held: Held[T], now: float) -> bool:
         return held.expires_at is None or now < held.expires_at
 
-    def _breaker_at(self, now: float) -> Closed | Open | HalfOpen:
-        policy = self._breaker_policy
-        if policy is not None and isinstance(self._breaker, Open) and self._breaker.until - now > policy.cooldown:
-            self._breaker = Open(now + policy.cooldown)
-        return self._breaker
-
-    def _not_before(self, now: float) -> float:
-        """Before this instant no background refresh starts, whatever the breaker says."""
-        holds = (self._backoff, self._put_off, self._interval, self._permanent_hold)
-        return max(hold.until(now) for hold in holds)
-
-    def _next_attempt_at(self, now: float) -> float | None:
-        holds = (self._backoff, self._put_off, self._permanent_hold)
-        at = max(hold.until(now) for hold in holds)
-        breaker = self._breaker_at(now)
-        if isinstance(breaker, Open):
-            at = max(at, breaker.until)
-        return at if at > now else None
-
     def _health(self, now: float) -> dict[str, Any]:
         return {
-            "breaker": None if self._breaker_policy is None else self._breaker,
-            "failures": self._failures,
-            "next_attempt_at": None if self._owner.closed else self._next_attempt_at(now),
+            "breaker": self._caution.breaker(),
+            "failures": self._caution.failures,
+            "next_attempt_at": None if self._owner.closed else self._caution.next_attempt_at(now),
         }
 
     # What the flight asks
 
     def _flight_starts(self, flight: Flight[T, Held[T]]) -> None:
         now = flight.issued_at = self._clock.now()
-        events: list[Event] = []
-        self._interval.set(now, self._policy.min_interval)
-        if not flight.fenced:
-            admitted, breaker = admit(now, self._breaker_at(now))
-            if admitted:
-                events += self._move_breaker(breaker)
-        self._owner.tell(*events, FetchStarted(flight.reason, name=self._owner.name))
+        changes = self._caution.starts(now, fenced=flight.fenced)
+        self._owner.tell(*changes, FetchStarted(flight.reason, name=self._owner.name))
 
     def _flight_fetch(self, flight: Flight[T, Held[T]]) -> Awaitable[T | None]:
         if self._sharing is None:
@@ -304,7 +221,7 @@ class Renewing(Deciding[T]):
             if wait is not None:
                 now = self._clock.now()
                 if flight.background and not flight.fenced:
-                    self._put_off.set(now, wait)
+                    self._caution.put_off(now, wait)
                 flight.refused = True
                 raise BudgetExhausted(now + wait)
         return await call_user("mint", self._fetch)
@@ -333,14 +250,9 @@ class Renewing(Deciding[T]):
             if self._sharing is not None:
                 self._sharing.nothing(flight)
             if not flight.fenced:
-                self._set_back(self._clock.last())
+                self._caution.set_back(self._clock.last())
         elif not flight.fenced:
-            self._failures = self._setbacks = 0
-            self._backoff.lift()
-            self._put_off.lift()
-            self._forget_permanent()
-            self._last_failure = None
-            events += self._move_breaker(record_success(self._breaker))
+            events += self._caution.succeeded()
         self._owner.tell(*events, self._succeeded(flight, held))
         self._plan()
 
@@ -352,23 +264,10 @@ class Renewing(Deciding[T]):
             self._sharing.failed(flight, error)
         if not flight.fenced:
             self._note_failure(flight, error)
-            self._failures += 1
-            if self._breaker_policy is not None:
-                self._last_failure = error  # the cause of BreakerOpen
-            flight.permanent = self._policy.is_permanent(error)
-            if flight.permanent:
-                low, high = self._policy.permanent_ttl
-                self._permanent = (error, error.__traceback__, error.__context__)
-                self._permanent_hold.set(now, low + (high - low) * random())
-                self._setbacks = 0
-                self._backoff.lift()
-            else:
-                self._set_back(now)
-                if self._breaker_policy is not None:
-                    policy = self._breaker_policy
-                    events += self._move_breaker(record_failure(policy.threshold, policy.cooldown, now, self._breaker))
+            flight.permanent, changes = self._caution.failed(error, now)
+            events += changes
         remaining = None if held is None else held.remaining(now)
-        duration, next_at = flight.duration, self._next_attempt_at(now)
+        duration, next_at = flight.duration, self._caution.next_attempt_at(now)
         self._owner.tell(
             *events, FetchFailed(flight.reason, duration, error, remaining, next_at, name=self._owner.name)
         )
@@ -383,21 +282,6 @@ class Renewing(Deciding[T]):
         if held is not None and held.due_at is not None and now >= held.due_at:
             self._pause.set(now, _PAUSE)
         self._plan()
-
-    def _set_back(self, now: float) -> None:
-        self._setbacks += 1
-        if self._policy.retry is not None:
-            self._backoff.set(now, self._policy.retry.delay(self._setbacks, random()))
-
-    def _move_breaker(self, new: Closed | Open | HalfOpen) -> tuple[Event, ...]:
-        old, self._breaker = self._breaker, new
-        if same_to_observers(old, new):
-            return ()
-        return (BreakerChanged(old, new, name=self._owner.name),)
-
-    def _forget_permanent(self) -> None:
-        self._permanent = None
-        self._permanent_hold.lift()
 
     # The rest
 
@@ -416,9 +300,7 @@ class Renewing(Deciding[T]):
         self._owner.tell(Cleared(self._generation, name=self._owner.name))
 
     def _drop_here(self, sparing: Flight[T, Held[T]] | None) -> trio.Event | None:
-        self._forget_permanent()
-        self._setbacks = 0
-        self._backoff.lift()
+        self._caution.forget()
         spared = self._flight
         if sparing is None or spared is not sparing:
             spared = None
@@ -433,7 +315,7 @@ class Renewing(Deciding[T]):
 
     def _closed(self) -> None:
         super()._closed()
-        self._permanent = self._last_failure = None
+        self._caution.close()
 
     def _used(self, now: float) -> None:
         if self._keep_warm:
@@ -480,7 +362,8 @@ class Renewing(Deciding[T]):
             self._warm_alarm = self._owner.alarm(trio.current_time() + self._sleep_for(at - now), self._warm)
 
     def _warm_at(self, due_at: float, now: float) -> float:
-        return max(due_at, self._not_before(now), self._next_attempt_at(now) or -inf, self._pause.until(now))
+        caution = self._caution
+        return max(due_at, caution.not_before(now), caution.next_attempt_at(now) or -inf, self._pause.until(now))
 
     def _sleep_for(self, seconds: float) -> float:
         # A given clock, or a wall clock of a suspended machine, may come to the instant sooner than Trio's.

@@ -259,13 +259,13 @@ DEFECTS = (
     ),
     Defect(
         "permanent failures are counted by the breaker",
-        "_renewing.py",
-        "            else:\n                self._set_back(now)",
-        "            if True:\n                self._set_back(now)",
+        "_caution.py",
+        "            self._backoff.lift()\n            return True, ()\n",
+        "            self._backoff.lift()\n",
     ),
     Defect(
         "clear() keeps the permanent failure",
-        "_renewing.py",
+        "_caution.py",
         "        self._permanent = None\n        self._permanent_hold.lift()",
         "        pass",
     ),
@@ -277,9 +277,9 @@ DEFECTS = (
     ),
     Defect(
         "the breaker half-opens for nobody",
-        "_renewing.py",
-        "            if admitted:\n                events += self._move_breaker(breaker)",
-        "            if False:\n                events += self._move_breaker(breaker)",
+        "_caution.py",
+        "            if admitted:\n                return self._move_breaker(breaker)",
+        "            if False:\n                return self._move_breaker(breaker)",
     ),
     Defect(
         "keep_warm goes on without any use",
