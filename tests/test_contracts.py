@@ -6,11 +6,12 @@ import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import attrs
 import outcome
 import pytest
 import trio
 
-from trio_renew._errors import JobLost
+from trio_renew._errors import JobLost, StoreError
 from trio_renew._policy.capacity import RateLimitConfig
 from trio_renew.abc import AdaptiveRateLimitStatus, RateLimitStatus, Registration
 from trio_renew.stores.memory import open_memory_stores
@@ -411,6 +412,80 @@ class StripsKeys(DictCache):
         return await super().get(hash.strip())
 
 
+class ClearsNothingForAnEmptyScope(DictCache):
+    async def clear(self, scope: str | None = None) -> None:
+        if scope != "":
+            await super().clear(scope)
+
+
+class TagsArePrefixes(DictCache):
+    async def invalidate_tags(self, tags: Iterable[str]) -> int:
+        every = {tag for entry in self.entries.values() for tag in entry[2]}
+        return await super().invalidate_tags([tag for tag in every if tag.startswith(tuple(tags))])
+
+
+class DeletesAPrefix(DictCache):
+    async def delete(self, hash: str) -> None:
+        await super().clear(hash)
+
+
+class CutsKeys(DictCache):
+    async def get(self, hash: str) -> Any:
+        return await super().get(hash[:255])
+
+    async def set(self, hash: str, value: Any, ttl: float, *, tags: Iterable[str] = ()) -> None:
+        await super().set(hash[:255], value, ttl, tags=tags)
+
+
+class StaleAfterClear(DictCache):
+    """Has a second level, which clear() forgets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near: dict[str, Any] = {}
+
+    async def get(self, hash: str) -> Any:
+        if hash not in self.near or self.live(hash) is not None:
+            self.near[hash] = await super().get(hash)
+        return self.near[hash]
+
+    async def delete(self, hash: str) -> None:
+        self.near.pop(hash, None)
+        await super().delete(hash)
+
+
+class ClearsOneByOne(DictCache):
+    async def clear(self, scope: str | None = None) -> None:
+        for hash in [hash for hash in self.entries if hash.startswith(scope or "")]:
+            await super().clear(hash)
+            await trio.lowlevel.checkpoint()
+
+
+class DeletesTheTagsFirst(DictCache):
+    async def delete(self, hash: str) -> None:
+        if hash in self.entries:
+            value, deadline, _ = self.entries[hash]
+            self.entries[hash] = (value, deadline, frozenset())
+        await trio.lowlevel.checkpoint()
+        await super().delete(hash)
+
+
+class InvalidatesOneByOne(DictCache):
+    async def invalidate_tags(self, tags: Iterable[str]) -> int:
+        count = 0
+        for tag in tags:
+            count += await super().invalidate_tags([tag])
+            await trio.lowlevel.checkpoint()
+        return count
+
+
+class RefusedLeavesTheOld(DictCache):
+    async def set(self, hash: str, value: Any, ttl: float, *, tags: Iterable[str] = ()) -> None:
+        if type(value) is object:
+            raise StoreError("it cannot be encoded")
+        await super().set(hash, value, ttl, tags=tags)
+
+
 class AsyncOwnership(DictDedupe):
     async def register_or_join(self, hash: str) -> Registration:
         known = self.current(hash)
@@ -550,6 +625,54 @@ class CancelledRegistrationStays(DictDedupe):
         return registration
 
 
+class ExtensionsAddUp(DictDedupe):
+    async def extend(self, hash: str, job_id: str) -> bool:
+        job = self.owned(hash, job_id)
+        if job is not None:
+            job.deadline += self.seconds
+        return job is not None
+
+
+class JoiningExtends(DictDedupe):
+    def join(self, hash: str, registered: bool) -> Registration:
+        registration = super().join(hash, registered)
+        self.all[registration.job_id].deadline = trio.current_time() + self.seconds
+        return registration
+
+
+class OutcomesAreKeptFromTheStart(DictDedupe):
+    def settle(self, hash: str, job_id: str | None, result: tuple[str, Any]) -> None:
+        job = self.owned(hash, job_id)
+        super().settle(hash, job_id, result)
+        if job is not None:
+            job.deadline = float(job.job_id.partition("@")[2]) + self.seconds
+
+    def join(self, hash: str, registered: bool) -> Registration:
+        registration = super().join(hash, registered)
+        if registration.is_owner:
+            job = self.jobs[hash]
+            self.all[f"{job.job_id}@{trio.current_time()}"] = job
+            job.job_id = f"{job.job_id}@{trio.current_time()}"
+        return Registration(self.jobs[hash].job_id, registration.is_owner)
+
+
+class SettlesInTwoSteps(DictDedupe):
+    async def complete(self, hash: str, value: Any, *, job_id: str | None = None) -> None:
+        job = self.owned(hash, job_id)
+        if job is not None:
+            job.result = ("value", None)
+            await trio.lowlevel.checkpoint()
+            job.result = None
+        await super().complete(hash, value, job_id=job_id)
+
+
+class RefusedSettles(DictDedupe):
+    async def complete(self, hash: str, value: Any, *, job_id: str | None = None) -> None:
+        await super().complete(hash, None if type(value) is object else value, job_id=job_id)
+        if type(value) is object:
+            raise StoreError("it cannot be encoded")
+
+
 class CheckThenRecord(DictLimits):
     async def acquire(self, resource: str) -> bool:
         may = await self.can_proceed(resource)
@@ -638,6 +761,31 @@ class CancelledAcquireCountsTwice(DictLimits):
         return granted
 
 
+class RecordsNothingPastTheLimit(DictLimits):
+    async def record(self, resource: str) -> None:
+        if len(self.counted(resource)) < self.limit:
+            await super().record(resource)
+
+
+class ResetsWithTheNewest(DictLimits):
+    async def get_status(self, resource: str) -> RateLimitStatus:
+        status = await super().get_status(resource)
+        times = self.counted(resource)
+        reset_at = times[-1] + self.window if times else status.reset_at
+        return RateLimitStatus(status.remaining, reset_at, status.limit)
+
+
+class ResetsAfterADuration(DictLimits):
+    async def get_status(self, resource: str) -> RateLimitStatus:
+        status = await super().get_status(resource)
+        return RateLimitStatus(status.remaining, self.window if self.counted(resource) else 0.0, status.limit)
+
+
+class NeverLooksAtTheClockFirst(DictLimits):
+    async def can_proceed(self, resource: str) -> bool:
+        return len(self.times.get(resource, [])) < self.limit
+
+
 class Rigid(DictAdaptiveLimits):
     async def can_proceed(self, resource: str, priority: str = "background") -> bool:
         if priority == "user" and len(self.users.counted(resource)) >= self.all.limit - self.background.limit:
@@ -679,6 +827,39 @@ class ResetKeepsActivity(DictAdaptiveLimits):
         await self.background.reset(resource)
 
 
+class BackgroundWaitsTooShort(DictAdaptiveLimits):
+    async def get_wait_time(self, resource: str, priority: str = "background") -> float:
+        return await super().get_wait_time(resource, priority) / (2 if priority == "background" else 1)
+
+
+class ResetKeepsTheBackground(DictAdaptiveLimits):
+    async def reset(self, resource: str) -> None:
+        await self.all.reset(resource)
+        await self.users.reset(resource)
+
+
+class FixedUserWindow(DictAdaptiveLimits):
+    def __init__(self, limit: int, window: float) -> None:
+        super().__init__(limit, window)
+        self.all = FixedWindow(limit, window)
+
+
+class CancelledUserCountsTwice(DictAdaptiveLimits):
+    async def acquire(self, resource: str, priority: str = "background") -> bool:
+        granted = await super().acquire(resource, priority)
+        try:
+            await trio.lowlevel.checkpoint()
+        except trio.Cancelled:
+            await self.record(resource, priority)
+            raise
+        return granted
+
+
+class NeverResets(DictAdaptiveLimits):
+    async def get_status(self, resource: str) -> AdaptiveRateLimitStatus:
+        return attrs.evolve(await super().get_status(resource), reset_at=0.0)
+
+
 class ForgetfulStorage(TextStorage):
     async def get(self) -> Any:
         value = await super().get()
@@ -710,6 +891,14 @@ class HalfCleared(TextStorage):
             self.text = '"cleared"'
         await trio.lowlevel.checkpoint()
         await super().clear()
+
+
+class StaleStorage(TextStorage):
+    seen: Any = None
+
+    async def get(self) -> Any:
+        self.seen = await super().get() or self.seen
+        return self.seen
 
 
 class NotEmpty(TextStorage):

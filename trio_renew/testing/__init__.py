@@ -3,12 +3,10 @@
 It works on any Trio code, with pytest and without, and registers nothing. Importing `trio_renew` does not import it.
 """
 
+from ._contract_adaptive import AdaptiveRateLimitStoreContract as AdaptiveRateLimitStoreContract
 from ._contract_cache import CacheStoreContract as CacheStoreContract
 from ._contract_dedupe import DedupeStoreContract as DedupeStoreContract
-from ._contract_rates import (
-    AdaptiveRateLimitStoreContract as AdaptiveRateLimitStoreContract,
-    RateLimitStoreContract as RateLimitStoreContract,
-)
+from ._contract_rates import RateLimitStoreContract as RateLimitStoreContract
 from ._contracts import StorageContract as StorageContract, check_contract as check_contract
 from ._handoff import Handoff as Handoff, all_claims as all_claims
 from ._interrupts import interrupt_at_every_line as interrupt_at_every_line

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ._contracts import Contract, all_at_once, cancelled_call, expect, expect_equal
+from ._contracts import Contract, all_at_once, cancelled_call, expect, expect_equal, refuses
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -82,10 +82,11 @@ class CacheStoreContract(Contract):
         """Delete takes one key."""
         async with self.open_store() as cache:
             await cache.set("a", self.make_value(1), 60.0)
-            await cache.set("b", self.make_value(2), 60.0)
+            await cache.set("ab", self.make_value(2), 60.0)
+            expect_equal(await cache.get("a"), self.make_value(1), "get() gives what was set")
             await cache.delete("a")
             expect_equal(await cache.get("a"), None, "a deleted key is gone")
-            expect_equal(await cache.get("b"), self.make_value(2), "delete() leaves other keys")
+            expect_equal(await cache.get("ab"), self.make_value(2), "delete() leaves other keys")
             await cache.set("a", self.make_value(3), 60.0)
             expect_equal(await cache.get("a"), self.make_value(3), "a deleted key takes a new value")
 
@@ -94,6 +95,7 @@ class CacheStoreContract(Contract):
         async with self.open_store() as cache:
             for number in range(5):
                 await cache.set(f"k{number}", self.make_value(number), 0.0)
+                expect_equal(await cache.get(f"k{number}"), self.make_value(number), "get() gives what was set")
             await cache.clear()
             found = [await cache.get(f"k{number}") for number in range(5)]
             expect_equal(found, [None] * 5, "clear() forgets everything")
@@ -101,7 +103,7 @@ class CacheStoreContract(Contract):
     async def test_clear_takes_exactly_a_prefix(self) -> None:
         """A scope is a prefix: no pattern, and case matters."""
         keys = ["A:1", "a:1", "A:2", "c_t:1", "cat:1", "c%:1", "c:1", "b*:1", "bx:1", "[x]:1", "x:1", "é:1", "1A:1"]
-        for scope in ("A:", "c_t:", "c%", "b*", "[x]", "é", "nothing", "\\", "A"):
+        for scope in ("A:", "c_t:", "c%", "b*", "[x]", "é", "nothing", "\\", "A", ""):
             async with self.open_store() as cache:
                 for key in keys:
                     await cache.set(key, self.make_value(1), 60.0)
@@ -148,7 +150,7 @@ class CacheStoreContract(Contract):
     async def test_tags_invalidate(self) -> None:
         """A tag takes what carries it, and says how much that was."""
         async with self.open_store() as cache:
-            for key, tags in (("u1", ["users"]), ("u2", ("users", "new")), ("o", ["other"]), ("n", [])):
+            for key, tags in (("u1", ["users"]), ("u2", ("users", "new")), ("o", ["other", "users2"]), ("n", [])):
                 await cache.set(key, self.make_value(1), 60.0, tags=tags)
             expect_equal(await cache.invalidate_tag("unknown"), 0, "an unknown tag counts 0")
             expect_equal(await cache.invalidate_tag("users"), 2, "a tag counts what carries it")
@@ -200,7 +202,7 @@ class CacheStoreContract(Contract):
 
     async def test_any_text_is_a_key(self) -> None:
         """Keys and tags are texts of any kind."""
-        keys = ["漢字", "é", "e\u0301", "🎉", "a b", "a'b\"c", "k\n", "0", "a" * 300]
+        keys = ["漢字", "é", "e\u0301", "🎉", "a b", "a'b\"c", "k\n", "0", "a" * 300, "a" * 299 + "b"]
         async with self.open_store() as cache:
             for number, key in enumerate(keys):
                 await cache.set(key, self.make_value(number), 60.0, tags=[key])
@@ -232,6 +234,38 @@ class CacheStoreContract(Contract):
                 or (not done and found == self.make_value(1) and counts == (1, 0)),
                 f"a set() that was cancelled happened wholly or not at all; found {found!r}, tags {counts}",
             )
+
+    async def test_a_cancelled_removal_happened_wholly_or_not_at_all(self) -> None:
+        """Cancelled, all that it takes is gone or nothing of it, and what is left has its tags."""
+        tags = {"s:1": ["x"], "s:2": ["x", "y"], "s:3": ["y"], "t:1": ["x", "y"], "t:2": ["z"]}
+        removals: dict[str, tuple[Callable[[Any], Awaitable[object]], set[str]]] = {
+            "delete()": (lambda cache: cache.delete("s:2"), {"s:2"}),
+            "clear(scope)": (lambda cache: cache.clear("s:"), {"s:1", "s:2", "s:3"}),
+            "clear()": (lambda cache: cache.clear(), set(tags)),
+            "invalidate_tag()": (lambda cache: cache.invalidate_tag("x"), {"s:1", "s:2", "t:1"}),
+            "invalidate_tags()": (lambda cache: cache.invalidate_tags(["x", "y"]), {"s:1", "s:2", "s:3", "t:1"}),
+        }
+        for name, (remove, taken) in removals.items():
+            async with self.open_store() as cache:
+                for key in tags:
+                    await cache.set(key, self.make_value(1), 60.0, tags=tags[key])
+                done = await cancelled_call(partial(remove, cache))
+                left = {key for key in tags if await cache.get(key) is not None}
+                expect(
+                    left == set(tags) - taken or (not done and left == set(tags)),
+                    f"a {name} that was cancelled takes all or nothing; left is {sorted(left)}",
+                )
+                counted = await cache.invalidate_tags(["x", "y", "z"])
+                expect_equal(counted, len(left), f"after a {name} that was cancelled what is left has its tags")
+
+    async def test_what_cannot_be_stored_leaves_nothing_old(self) -> None:
+        """A value that the store refuses as a StoreError was meant to replace the old one: that is gone."""
+        async with self.open_store() as cache:
+            await cache.set("a", self.make_value(1), 60.0, tags=["old"])
+            if await refuses(partial(cache.set, "a", object(), 60.0, tags=["new"])):
+                expect_equal(await cache.get("a"), None, "what a refused value was to replace is gone")
+                counts = (await cache.invalidate_tag("old"), await cache.invalidate_tag("new"))
+                expect_equal(counts, (0, 0), "a value that was refused leaves no tags")
 
 
 async def _refused(function: Callable[[], Awaitable[object]], *errors: type[Exception]) -> bool:

@@ -8,17 +8,13 @@ import outcome
 import trio
 import trio.testing
 
-from .._errors import JobLost, RemoteFetchError
-from ._contracts import Contract, all_at_once, cancelled_call, expect, expect_equal
+from ._contract_leases import LeaseContract, Planned, expect_lost, expect_planned
+from ._contracts import all_at_once, cancelled_call, expect, expect_equal, refuses
 
 __all__ = ("DedupeStoreContract",)
 
 
-class _Planned(Exception):
-    pass
-
-
-class DedupeStoreContract(Contract):
+class DedupeStoreContract(LeaseContract):
     """What a :class:`~trio_renew.abc.DedupeStore` must do. Each ``open_store`` opens an empty one.
 
     ``lease`` must be the lease of the store that is opened. Set ``virtual = True`` when it lives by Trio's clock:
@@ -69,7 +65,7 @@ class DedupeStoreContract(Contract):
 
         async def scenario(dedupe: Any) -> None:
             expect_equal(await dedupe.is_in_progress("a"), False, "an unknown key is not in progress")
-            for settle, result in ((dedupe.complete, self.make_value(1)), (dedupe.fail, _Planned("the reason"))):
+            for settle, result in ((dedupe.complete, self.make_value(1)), (dedupe.fail, Planned("the reason"))):
                 job = await dedupe.register_or_join("a")
                 expect_equal(await dedupe.is_in_progress("a"), True, "a registered job is in progress")
                 await settle("a", result, job_id=job.job_id)
@@ -84,9 +80,9 @@ class DedupeStoreContract(Contract):
                 for job_id in (None, "unknown"):
                     found = await dedupe.wait_for("a", job_id=job_id)
                     expect_equal(found, None, "wait_for() without a job gives None")
-                    _expect_lost(await dedupe.wait_outcome("a", job_id=job_id), "wait_outcome() without a job")
+                    expect_lost(await dedupe.wait_outcome("a", job_id=job_id), "wait_outcome() without a job")
                     await dedupe.complete("a", self.make_value(1), job_id=job_id)
-                    await dedupe.fail("a", _Planned("the reason"), job_id=job_id)
+                    await dedupe.fail("a", Planned("the reason"), job_id=job_id)
             expect_equal(await dedupe.extend("a", "unknown"), False, "extend() of an unknown job is False")
             expect_equal(await dedupe.is_in_progress("a"), False, "settling an unknown job makes none")
 
@@ -131,10 +127,10 @@ class DedupeStoreContract(Contract):
                     for waiter in (wait, wait_outcome, wait_outcome):
                         nursery.start_soon(waiter)
                     await self._settle_down()
-                    await dedupe.fail("a", _Planned("the reason"), job_id=job.job_id)
+                    await dedupe.fail("a", Planned("the reason"), job_id=job.job_id)
             expect_equal(values, [None], "wait_for() gives None when the owner failed")
             for result in outcomes:
-                _expect_planned(result, "wait_outcome() gives the owner's error")
+                expect_planned(result, "wait_outcome() gives the owner's error")
 
         await self.unless_slow(self.lease, scenario)
 
@@ -142,7 +138,7 @@ class DedupeStoreContract(Contract):
         """A joiner that comes late to its wait gets the outcome, with its id, for one lease."""
 
         async def scenario(dedupe: Any) -> None:
-            for error in (None, _Planned("the reason")):
+            for error in (None, Planned("the reason")):
                 job = await dedupe.register_or_join("a")
                 joined = await dedupe.register_or_join("a")
                 if error is None:
@@ -158,39 +154,23 @@ class DedupeStoreContract(Contract):
                         expect_equal(result.unwrap(), self.make_value(1), "and its outcome, each time anew")
                     else:
                         expect_equal(value, None, "wait_for() gives None when the owner failed")
-                        _expect_planned(result, "a joiner that asks later gets the error")
+                        expect_planned(result, "a joiner that asks later gets the error")
 
         await self.unless_slow(self.lease, scenario)
-
-    async def test_an_outcome_is_kept_for_one_lease(self) -> None:
-        """After that it is as if there had been no job."""
-        async with self.open_store() as dedupe:
-            job = await dedupe.register_or_join("a")
-            await dedupe.register_or_join("a")
-            await dedupe.complete("a", self.make_value(1), job_id=job.job_id)
-            if self.exact:
-                await trio.sleep(self.lease * 0.75)
-                found = await dedupe.wait_for("a", job_id=job.job_id)
-                expect_equal(found, self.make_value(1), "an outcome is kept for one lease")
-                await trio.sleep(self.lease * 0.25)
-            else:
-                await self.pass_by(self.lease)
-            expect_equal(await dedupe.wait_for("a", job_id=job.job_id), None, "an outcome is kept for one lease only")
-            _expect_lost(await dedupe.wait_outcome("a", job_id=job.job_id), "an outcome no longer kept")
 
     async def test_a_settled_job_is_no_cache(self) -> None:
         """Whoever comes after it starts anew, however it was settled."""
 
         async def scenario(dedupe: Any) -> None:
             ids: set[str] = set()
-            for settle, result in ((dedupe.complete, self.make_value(1)), (dedupe.fail, _Planned("the reason"))):
+            for settle, result in ((dedupe.complete, self.make_value(1)), (dedupe.fail, Planned("the reason"))):
                 job = await dedupe.register_or_join("a")
                 expect_equal(job.is_owner, True, "who comes after a settled job owns a new one")
                 ids.add(job.job_id)
                 await settle("a", result, job_id=job.job_id)
                 with self.in_time("a settled job is not waited for"):
                     expect_equal(await dedupe.wait_for("a"), None, "a settled job is no cache")
-                    _expect_lost(await dedupe.wait_outcome("a"), "a settled job is no cache")
+                    expect_lost(await dedupe.wait_outcome("a"), "a settled job is no cache")
             ids.add((await dedupe.register_or_join("a")).job_id)
             expect_equal(len(ids), 3, "each job has an id of its own")
 
@@ -203,7 +183,7 @@ class DedupeStoreContract(Contract):
             job = await dedupe.register_or_join("a")
             await dedupe.complete("a", self.make_value(1), job_id=job.job_id)
             await dedupe.complete("a", self.make_value(2), job_id=job.job_id)
-            await dedupe.fail("a", _Planned("the reason"), job_id=job.job_id)
+            await dedupe.fail("a", Planned("the reason"), job_id=job.job_id)
             expect_equal(await dedupe.wait_for("a", job_id=job.job_id), self.make_value(1), "the first outcome stays")
 
         await self.unless_slow(self.lease, scenario)
@@ -217,7 +197,7 @@ class DedupeStoreContract(Contract):
             job = await dedupe.register_or_join("a")
             for job_id in (old.job_id, "unknown"):
                 await dedupe.complete("a", self.make_value(2), job_id=job_id)
-                await dedupe.fail("a", _Planned("the reason"), job_id=job_id)
+                await dedupe.fail("a", Planned("the reason"), job_id=job_id)
                 expect_equal(await dedupe.extend("a", job_id), False, "extend() with another id is False")
                 expect_equal(await dedupe.is_in_progress("a"), True, "another id does not settle the job")
             await dedupe.complete("b", self.make_value(2), job_id=job.job_id)
@@ -234,7 +214,7 @@ class DedupeStoreContract(Contract):
             joined = await dedupe.register_or_join("a")
             await dedupe.register("a")
             await dedupe.complete("a", self.make_value(1))
-            await dedupe.fail("a", _Planned("the reason"))
+            await dedupe.fail("a", Planned("the reason"))
             expect_equal(await dedupe.is_in_progress("a"), True, "a job owned by register_or_join() needs its id")
             await dedupe.complete("a", self.make_value(1), job_id=joined.job_id)
             job_id = await dedupe.register("a")
@@ -243,88 +223,10 @@ class DedupeStoreContract(Contract):
             found = await dedupe.wait_for("a", job_id=job_id)
             expect_equal(found, self.make_value(2), "a job owned by register() is settled without an id")
             job_id = await dedupe.register("a")
-            await dedupe.fail("a", _Planned("the reason"))
-            _expect_planned(await dedupe.wait_outcome("a", job_id=job_id), "so it is failed without an id")
+            await dedupe.fail("a", Planned("the reason"))
+            expect_planned(await dedupe.wait_outcome("a", job_id=job_id), "so it is failed without an id")
 
         await self.unless_slow(self.lease, scenario)
-
-    async def test_an_owner_that_stops_extending_loses_its_job(self) -> None:
-        """At its deadline: who waits is told, and what the former owner does is ignored."""
-        async with self.open_store() as dedupe:
-            started = trio.current_time()
-            job = await dedupe.register_or_join("a")
-            registered = trio.current_time()
-            with self.in_time("who waits is told that the owner is lost", self.lease + self.slack + self.patience):
-                _expect_lost(await dedupe.wait_outcome("a", job_id=job.job_id), "an owner that stops extending")
-            now = trio.current_time()
-            early, late = (1e-6, 1e-6) if self.exact else (0.05, 1.0)
-            expect(now > started + self.lease - early, "an owner has its job for a whole lease")
-            expect(now < registered + self.lease + late, "who waits is told when the lease is over")
-            await self.pass_by(0.0)
-            expect_equal(await dedupe.is_in_progress("a"), False, "a lost job is not in progress")
-            expect_equal(await dedupe.extend("a", job.job_id), False, "extend() of a lost job is False")
-            await dedupe.complete("a", self.make_value(1), job_id=job.job_id)
-            await dedupe.fail("a", _Planned("the reason"), job_id=job.job_id)
-            expect_equal(await dedupe.wait_for("a", job_id=job.job_id), None, "a late complete() is ignored")
-            _expect_lost(await dedupe.wait_outcome("a", job_id=job.job_id), "a late complete()")
-
-    async def test_a_lost_job_has_one_successor(self) -> None:
-        """Exactly one of those who waited takes over; what the former owner still does is ignored."""
-        async with self.open_store() as dedupe:
-            dead = await dedupe.register_or_join("a")
-            owners: list[str] = []
-            found: list[Any] = []
-
-            async def joiner(_: int) -> None:
-                job = dead
-                for _ in range(5):
-                    result = await dedupe.wait_outcome("a", job_id=job.job_id)
-                    if isinstance(result, outcome.Value):
-                        found.append(result.unwrap())
-                        return
-                    job = await dedupe.register_or_join("a")
-                    if job.is_owner:
-                        owners.append(job.job_id)
-                        await dedupe.complete("a", self.make_value(1), job_id=dead.job_id)
-                        await dedupe.fail("a", _Planned("the reason"), job_id=dead.job_id)
-                        expect_equal(await dedupe.is_in_progress("a"), True, "the former owner settles nothing")
-                        await trio.sleep(self.lease * 0.25)
-                        await dedupe.complete("a", self.make_value(2), job_id=job.job_id)
-                raise AssertionError("who joins the successor gets its value")
-
-            with self.in_time("one of those who waited takes over", 2 * self.lease + self.slack + self.patience):
-                await all_at_once(joiner, 8)
-            expect_equal(len(owners), 1, "a lost job has exactly one successor")
-            expect(owners != [dead.job_id], "the successor's job has an id of its own")
-            expect_equal(found, [self.make_value(2)] * 8, "all who waited get the successor's value")
-
-    async def test_an_owner_that_extends_keeps_its_job(self) -> None:
-        """Each extension is one whole lease from then."""
-        async with self.open_store() as dedupe:
-            job = await dedupe.register_or_join("a")
-            found: list[Any] = []
-
-            async def wait() -> None:
-                found.append(await dedupe.wait_for("a", job_id=job.job_id))
-
-            extended, slow = trio.current_time(), False
-            with self.in_time("complete() wakes those who wait", 3 * self.lease + self.patience):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(wait)
-                    for _ in range(4):
-                        await trio.sleep(self.lease * 0.6)
-                        before = trio.current_time()
-                        kept = await dedupe.extend("a", job.job_id)
-                        # On a machine that is too slow for the lease nothing is shown.
-                        slow = slow or trio.current_time() - extended >= self.lease
-                        expect(kept is True or slow, "extend() in time keeps the job")
-                        extended = before
-                    await dedupe.complete("a", self.make_value(1), job_id=job.job_id)
-                    slow = slow or trio.current_time() - extended >= self.lease
-            expect(
-                found == [self.make_value(1)] or slow,
-                f"who waits, waits as long as the owner extends, and gets the value, not {found!r}",
-            )
 
     async def test_a_waiter_that_leaves_harms_nobody(self) -> None:
         """A cancelled wait takes only that waiter away."""
@@ -376,13 +278,37 @@ class DedupeStoreContract(Contract):
 
         await self.unless_slow(self.lease, scenario)
 
-    async def test_a_cancelled_registration_blocks_nobody_for_long(self) -> None:
-        """It happened wholly or not at all: within a lease the key is free."""
-        async with self.open_store() as dedupe:
-            await cancelled_call(lambda: dedupe.register_or_join("a"))
-            await self.pass_by(self.lease)
+    async def test_a_cancelled_settling_happened_wholly_or_not_at_all(self) -> None:
+        """Cancelled, the job is settled with that outcome, or its owner can still settle it."""
+
+        async def scenario(dedupe: Any) -> None:
+            for settle, result in ((dedupe.complete, self.make_value(1)), (dedupe.fail, Planned("the reason"))):
+                job = await dedupe.register_or_join("a")
+                done = await cancelled_call(lambda: settle("a", result, job_id=job.job_id))  # noqa: B023 - awaited here
+                if await dedupe.is_in_progress("a"):
+                    expect(not done, "a settled job is not in progress")
+                    await settle("a", result, job_id=job.job_id)
+                found = await dedupe.wait_outcome("a", job_id=job.job_id)
+                if settle == dedupe.fail:
+                    expect_planned(found, "a fail() that was cancelled happened wholly or not at all")
+                else:
+                    expect(isinstance(found, outcome.Value), f"a cancelled complete() leaves no {found!r}")
+                    expect_equal(found.unwrap(), result, "a cancelled complete() happened wholly or not at all")
+
+        await self.unless_slow(self.lease, scenario)
+
+    async def test_what_cannot_be_stored_leaves_the_job_to_its_owner(self) -> None:
+        """A value that the store refuses as a StoreError settles nothing."""
+
+        async def scenario(dedupe: Any) -> None:
             job = await dedupe.register_or_join("a")
-            expect_equal(job.is_owner, True, "a cancelled registration is over after a lease")
+            if await refuses(lambda: dedupe.complete("a", object(), job_id=job.job_id)):
+                expect_equal(await dedupe.is_in_progress("a"), True, "a refused value leaves the job to its owner")
+                await dedupe.complete("a", self.make_value(1), job_id=job.job_id)
+                found = await dedupe.wait_for("a", job_id=job.job_id)
+                expect_equal(found, self.make_value(1), "the owner settles it with another value")
+
+        await self.unless_slow(self.lease, scenario)
 
     async def _settle_down(self) -> None:
         """Let those who are about to wait begin to."""
@@ -391,17 +317,3 @@ class DedupeStoreContract(Contract):
         else:
             # A store may look around every few milliseconds: its tasks are never all blocked for long.
             await trio.sleep(min(0.15, self.lease / 4))
-
-
-def _expect_lost(result: Any, what: str) -> None:
-    expect(
-        isinstance(result, outcome.Error) and isinstance(result.error, JobLost),
-        f"{what} is an Error(JobLost), not {result!r}",
-    )
-
-
-def _expect_planned(result: Any, promise: str) -> None:
-    error = result.error if isinstance(result, outcome.Error) else None
-    name = f"{_Planned.__module__}.{_Planned.__qualname__}"
-    holds = isinstance(error, _Planned) or (isinstance(error, RemoteFetchError) and error.type_name == name)
-    expect(holds and "the reason" in str(error), f"{promise}, not {result!r}")

@@ -1,8 +1,8 @@
-"""The contracts of the rate limits."""
+"""The contract of a rate limit, and what the adaptive one shares with it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import trio
 
@@ -13,10 +13,18 @@ if TYPE_CHECKING:
 
     from ..abc import Priority
 
-__all__ = ("AdaptiveRateLimitStoreContract", "RateLimitStoreContract")
+__all__ = ("LimitContract", "RateLimitStoreContract")
 
 
-class _LimitContract(Contract):
+class LimitContract(Contract):
+    """What the limits have in common.
+
+    Attributes:
+      who: The priority as which the common tests ask, where there is one.
+    """
+
+    who: ClassVar[tuple[Priority, ...]] = ()
+
     async def _fill(self, limits: Any, resource: str, *args: Any) -> int:
         """Count as many requests as the limit allows, whatever is counted already; says how many that is."""
         limit = (await limits.get_status(resource)).limit
@@ -36,12 +44,12 @@ class _LimitContract(Contract):
             window = await self._window(limits, *args)
         await self.unless_slow(window, scenario)
 
-    async def _proceeds_after_waiting(self, limits: Any, resource: str, *args: Any) -> bool:
+    async def _proceeds_after_waiting(self, limits: Any, resource: str, *args: Any, not_before: bool = True) -> bool:
         """Wait as long as the store says, and see whether it was long enough; True when that is too long to wait."""
         wait = await limits.get_wait_time(resource, *args)
         if not self.exact and wait > self.patience:
             return True
-        if self.exact:
+        if self.exact and not_before:
             await trio.sleep(wait * 0.75)
             expect_equal(
                 await limits.can_proceed(resource, *args), False, "before get_wait_time() is over nobody proceeds"
@@ -51,10 +59,82 @@ class _LimitContract(Contract):
         with trio.move_on_after(self.slack):
             while not await limits.can_proceed(resource, *args):  # noqa: ASYNC110 - no store tells when there is room
                 await trio.sleep(0.01)
-        return bool(await limits.acquire(resource, *args))
+        may = await limits.can_proceed(resource, *args)
+        return bool(await limits.acquire(resource, *args)) and bool(may)
+
+    async def test_the_window_slides(self) -> None:
+        """Requests leave one window after they came, not all at once."""
+        async with self.open_store() as limits:
+            window = await self._window(limits, *self.who)
+            limit = (await limits.get_status("a")).limit
+            if limit < 2 or (not self.exact and window > self.patience):
+                return
+            started = trio.current_time()
+            await limits.record("a", *self.who)
+            await trio.sleep(window / 2)
+            for _ in range(limit - 1):
+                await limits.record("a", *self.who)
+            refused = not await limits.can_proceed("a", *self.who)
+            if trio.current_time() - started < window * 0.9:
+                expect(refused, "a request counts for one window")
+            expect(await self._proceeds_after_waiting(limits, "a", *self.who), "after get_wait_time() one may proceed")
+            again = await limits.can_proceed("a", *self.who)
+            if trio.current_time() - started < window * 1.4:
+                expect_equal(again, False, "only what is one window old has left it")
+
+    async def test_what_is_recorded_past_the_limit_counts(self) -> None:
+        """Until each of these requests is one window old."""
+        async with self.open_store() as limits:
+            window = await self._window(limits, *self.who)
+            if not self.exact and window > self.patience:
+                return
+            await self._fill(limits, "a", *self.who)
+            await trio.sleep(window / 2)
+            started = trio.current_time()
+            await self._fill(limits, "a", *self.who)
+            await self.pass_by(window / 2)
+            refused = not await limits.can_proceed("a", *self.who)
+            if trio.current_time() - started < window * 0.9:
+                expect(refused, "what is recorded past the limit counts for one window, too")
+
+    async def test_reset_at_is_when_the_oldest_leaves(self) -> None:
+        """An instant: now when nothing is counted, else one window after the oldest request."""
+        async with self.open_store() as limits:
+            window = await self._window(limits, *self.who)
+            started = trio.current_time()
+            empty = (await limits.get_status("a")).reset_at
+            looked = trio.current_time()
+            await limits.record("a", *self.who)
+            first = (await limits.get_status("a")).reset_at
+            spent = trio.current_time() - started
+            expect(abs(first - empty - window) <= spent + 0.05, "reset_at is one window after the oldest request")
+            if not self.exact and window > self.patience:
+                return
+            await trio.sleep(window / 4)
+            await limits.record("a", *self.who)
+            before = trio.current_time()
+            again, later = (await limits.get_status("a")).reset_at, (await limits.get_status("b")).reset_at
+            after = trio.current_time()
+            if after - started < window * 0.9:
+                expect(abs(again - first) <= 0.05, "reset_at is when the oldest request leaves, not a later one")
+            expect(
+                before - looked - 0.05 <= later - empty <= after - started + 0.05,
+                "with nothing counted reset_at is now",
+            )
+
+    async def test_a_cancelled_acquire_happened_wholly_or_not_at_all(self) -> None:
+        """Cancelled, one request is counted or none."""
+
+        async def scenario(limits: Any) -> None:
+            limit = (await limits.get_status("a")).limit
+            done = await cancelled_call(lambda: limits.acquire("a", *self.who))
+            left = (await limits.get_status("a")).remaining
+            expect(left == limit - 1 or (not done and left == limit), "a cancelled acquire() counts once or not at all")
+
+        await self._within_a_window(scenario, *self.who)
 
 
-class RateLimitStoreContract(_LimitContract):
+class RateLimitStoreContract(LimitContract):
     """What a :class:`~trio_renew.abc.RateLimitStore` must do. Each ``open_store`` opens an empty one.
 
     Open it with a small limit (1 to 50) and, when it does not live by Trio's clock (``virtual = True``), with a short
@@ -130,26 +210,6 @@ class RateLimitStoreContract(_LimitContract):
 
         await self._within_a_window(scenario)
 
-    async def test_the_window_slides(self) -> None:
-        """Requests leave one window after they came, not all at once."""
-        async with self.open_store() as limits:
-            window = await self._window(limits)
-            limit = (await limits.get_status("a")).limit
-            if limit < 2 or (not self.exact and window > self.patience):
-                return
-            started = trio.current_time()
-            await limits.record("a")
-            await trio.sleep(window / 2)
-            for _ in range(limit - 1):
-                await limits.record("a")
-            refused = not await limits.can_proceed("a")
-            if trio.current_time() - started < window * 0.9:
-                expect(refused, "a request counts for one window")
-            expect(await self._proceeds_after_waiting(limits, "a"), "after get_wait_time() one may proceed")
-            again = await limits.can_proceed("a")
-            if trio.current_time() - started < window * 1.4:
-                expect_equal(again, False, "only what is one window old has left it")
-
     async def test_waiting_is_long_enough(self) -> None:
         """After get_wait_time() one may proceed, if nobody else did."""
         async with self.open_store() as limits:
@@ -177,17 +237,6 @@ class RateLimitStoreContract(_LimitContract):
                 after = await limits.get_wait_time("a")
                 expect(after <= before + (1e-6 if self.exact else 0.05), "a refused acquire() counts nothing")
 
-    async def test_reset_at_is_when_the_oldest_leaves(self) -> None:
-        """An instant: now when nothing is counted, else one window after the oldest request."""
-        async with self.open_store() as limits:
-            started = trio.current_time()
-            empty = (await limits.get_status("a")).reset_at
-            await self._fill(limits, "a")
-            wait = await limits.get_wait_time("a")
-            full = (await limits.get_status("a")).reset_at
-            spent = trio.current_time() - started
-            expect(abs(full - empty - wait) <= spent + 0.05, "reset_at is one window after the oldest counted request")
-
     async def test_reset_forgets(self) -> None:
         """A full resource may proceed again, others stay as they are."""
 
@@ -210,152 +259,3 @@ class RateLimitStoreContract(_LimitContract):
                 expect_equal(await limits.acquire(resource), True, f"{resource!r} is a resource of its own")
 
         await self._within_a_window(scenario)
-
-    async def test_a_cancelled_acquire_happened_wholly_or_not_at_all(self) -> None:
-        """Cancelled, one request is counted or none."""
-
-        async def scenario(limits: Any) -> None:
-            limit = (await limits.get_status("a")).limit
-            done = await cancelled_call(lambda: limits.acquire("a"))
-            left = (await limits.get_status("a")).remaining
-            expect(left == limit - 1 or (not done and left == limit), "a cancelled acquire() counts once or not at all")
-
-        await self._within_a_window(scenario)
-
-
-class AdaptiveRateLimitStoreContract(_LimitContract):
-    """What a :class:`~trio_renew.abc.AdaptiveRateLimitStore` must do. Each ``open_store`` opens an empty one.
-
-    Open it with a limit of 1 to 50; for the rest see :class:`RateLimitStoreContract`.
-
-    Example::
-
-        class TestMyAdaptiveLimits(AdaptiveRateLimitStoreContract):
-            @asynccontextmanager
-            async def open_store(self):
-                yield MyAdaptiveLimits(limit=20, window=0.5)
-
-        check_contract(TestMyAdaptiveLimits)  # or let pytest run the class
-    """
-
-    async def test_a_fresh_resource_is_divided(self) -> None:
-        """Nothing is counted: all is left, in two whole shares that make up the limit."""
-        async with self.open_store() as limits:
-            status = await limits.get_status("a")
-            self._expect_shares(status)
-            expect_equal(status.remaining, status.limit, "with nothing counted the whole limit remains")
-            expect_equal(status.recent_user_activity, 0, "a fresh resource has no activity")
-            expect_equal(status.background_paused, False, "background work is not paused without users")
-            expect_equal(await limits.can_proceed("a", "user"), True, "a user may proceed on a fresh resource")
-            expect_equal(float(await limits.get_wait_time("a", "user")), 0.0, "who may proceed need not wait")
-            share = status.background_max > 0
-            expect_equal(await limits.can_proceed("a", "background"), share, "background work may use its share")
-            waits = await limits.get_wait_time("a", "background") > 0
-            expect_equal(waits, not share, "background work need not wait for its share")
-
-    async def test_users_may_use_the_whole_limit(self) -> None:
-        """They borrow what the background does not use, and not one more."""
-
-        async def scenario(limits: Any) -> None:
-            limit = (await limits.get_status("a")).limit
-            granted = await all_at_once(lambda _: limits.acquire("a", "user"), limit + 5)
-            expect_equal(sum(granted), limit, "users may use the whole limit and no more")
-            expect_equal(await limits.can_proceed("a", "user"), False, "at the limit no user proceeds")
-            expect_equal(await limits.can_proceed("a", "background"), False, "at the limit no background work proceeds")
-            status = await limits.get_status("a")
-            self._expect_shares(status)
-            expect_equal(status.remaining, 0, "at the limit nothing remains")
-            expect_equal(status.recent_user_activity, limit, "user requests are activity")
-            expect(await limits.get_wait_time("a", "user") > 0, "a user who is refused has to wait")
-            expect(await limits.get_wait_time("a", "background") > 0, "background work that is refused has to wait")
-
-        await self._within_a_window(scenario, "user")
-
-    async def test_background_work_stays_in_its_share(self) -> None:
-        """As many as background_max, and users still proceed."""
-
-        async def scenario(limits: Any) -> None:
-            status = await limits.get_status("a")
-            granted = await all_at_once(lambda _: limits.acquire("a", "background"), status.limit + 5)
-            expect_equal(sum(granted), status.background_max, "background work uses its share and no more")
-            expect(await limits.get_wait_time("a", "background") > 0, "background work that is refused has to wait")
-            found = await limits.get_status("a")
-            expect_equal(found.remaining, status.limit - status.background_max, "both kinds count")
-            expect_equal(found.recent_user_activity, 0, "background work is no user activity")
-            room = found.remaining > 0
-            expect_equal(await limits.can_proceed("a", "user"), room, "users may use what the background may not")
-
-        await self._within_a_window(scenario, "user")
-
-    async def test_both_kinds_share_one_limit(self) -> None:
-        """Together never more than the limit."""
-
-        async def scenario(limits: Any) -> None:
-            limit = (await limits.get_status("a")).limit
-            kinds: tuple[Priority, Priority] = ("user", "background")
-            granted = await all_at_once(lambda number: limits.acquire("a", kinds[number % 2]), 3 * limit)
-            expect_equal(sum(granted), limit, "both kinds together use the limit and no more")
-            expect_equal((await limits.get_status("a")).remaining, 0, "what remains is never negative")
-
-        await self._within_a_window(scenario, "user")
-
-    async def test_the_default_is_background(self) -> None:
-        """Who does not say so is no user."""
-
-        async def scenario(limits: Any) -> None:
-            await limits.record("a")
-            await limits.record("a", "background")
-            await limits.record("a", "user")
-            expect_equal((await limits.get_status("a")).recent_user_activity, 1, "without a priority it is background")
-            status = await limits.get_status("b")
-            granted = [await limits.acquire("b") for _ in range(status.limit)]
-            expect_equal(
-                sum(granted), status.background_max, "acquire() without a priority uses the background's share"
-            )
-
-        await self._within_a_window(scenario, "user")
-
-    async def test_a_division_holds_for_its_interval(self) -> None:
-        """More requests do not change it at once."""
-
-        async def scenario(limits: Any) -> None:
-            before = await limits.get_status("a")
-            for _ in range(before.limit):
-                await limits.record("a", "user")
-            after = await limits.get_status("a")
-            expect_equal(
-                (after.user_reserved, after.background_max, after.background_paused, after.reason),
-                (before.user_reserved, before.background_max, before.background_paused, before.reason),
-                "a division holds until it is recalculated",
-            )
-
-        await self._within_a_window(scenario, "user")
-
-    async def test_waiting_is_long_enough(self) -> None:
-        """After get_wait_time() a user may proceed, if nobody else did."""
-        async with self.open_store() as limits:
-            await self._fill(limits, "a", "user")
-            expect(await self._proceeds_after_waiting(limits, "a", "user"), "after get_wait_time() a user may proceed")
-
-    async def test_reset_forgets(self) -> None:
-        """Requests and activity of that resource, and of no other."""
-
-        async def scenario(limits: Any) -> None:
-            limit = await self._fill(limits, "a", "user")
-            await self._fill(limits, "b", "user")
-            await limits.reset("a")
-            status = await limits.get_status("a")
-            expect_equal((status.remaining, status.recent_user_activity), (limit, 0), "reset() forgets all")
-            expect_equal(await limits.acquire("a", "user"), True, "after reset() one may proceed")
-            expect_equal(await limits.can_proceed("b", "user"), False, "reset() leaves other resources")
-
-        await self._within_a_window(scenario, "user")
-
-    def _expect_shares(self, status: Any) -> None:
-        shares = (status.user_reserved, status.background_max)
-        expect(
-            all(type(share) is int and 0 <= share <= status.limit for share in shares),
-            "shares are whole, within the limit",
-        )
-        expect_equal(sum(shares), status.limit, "the shares make up the limit")
-        expect(isinstance(status.reason, str) and status.reason, "a division has a reason")

@@ -17,6 +17,7 @@ import trio
 import trio.testing
 
 from .._clock import under_test_clock
+from .._errors import StoreError
 from ._internals import borrowed_state
 
 if TYPE_CHECKING:
@@ -123,6 +124,20 @@ async def cancelled_call(function: Callable[[], Awaitable[Any]]) -> bool:
     return not scope.cancelled_caught
 
 
+async def refuses(function: Callable[[], Awaitable[Any]]) -> bool:
+    """Make a call with a value that most stores cannot keep; says whether it was refused with a StoreError.
+
+    A store that keeps it, or knows it for something else than its values, is right as well.
+    """
+    try:
+        await function()
+    except StoreError:
+        return True
+    except Exception:
+        return False
+    return False
+
+
 class StorageContract(Contract):
     """What a :class:`~trio_renew.abc.Storage` must do. Each ``open_store`` opens an empty one.
 
@@ -163,6 +178,7 @@ class StorageContract(Contract):
         async with self.open_store() as storage:
             await storage.clear()
             await storage.set(self.make_value(1))
+            expect_equal(await storage.get(), self.make_value(1), "get() gives what set() has stored")
             await storage.clear()
             expect_equal(await storage.get(), None, "clear() forgets the value")
             await storage.clear()
