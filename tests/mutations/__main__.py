@@ -28,7 +28,7 @@ SUITE = (
     "sweeps/test_*.py",
 )
 # A defect may make the suite hang: that is noticed, too.
-LONGEST = 120
+LONGEST = 240
 
 
 def noticed(defect: Defect | None) -> tuple[bool, str]:

@@ -19,6 +19,7 @@ from trio_renew import (
     RefreshPolicy,
     RenewableResource,
     Share,
+    StorageFailed,
     open_provider,
     open_resource,
 )
@@ -28,6 +29,8 @@ from trio_renew.testing import interrupt_at_every_line
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from trio.testing import MockClock
 
 POLICY = RefreshPolicy(jitter=0.0, leeway=0.0, min_interval=0.0, retry=None)
 
@@ -265,3 +268,89 @@ def test_a_resource_goes_on(world: Any, calm: Any, operation: str, held: bool) -
         assert world.living() == tasks
 
     assert interrupt_at_every_line(scenario, within=world.WITHIN).steps >= 2
+
+
+class Interrupted:
+    """A store between the provider and the real one, in which interrupts and failures strike in turn."""
+
+    def __init__(self, store: Any, operation: str, *troubles: BaseException) -> None:
+        self._store = store
+        self._operation = operation
+        self._troubles = list(troubles)
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._store, name)
+
+        async def call(*args: Any, **options: Any) -> Any:
+            await trio.lowlevel.checkpoint()
+            if name == self._operation:
+                self.calls.append(name)
+                if self._troubles:
+                    raise self._troubles.pop(0)
+            return await real(*args, **options)
+
+        return call
+
+
+@pytest.mark.parametrize("again", [[], [OSError("full")]])
+async def test_an_interrupted_write_is_made_once_more(world: Any, autojump_clock: MockClock, again: Any) -> None:
+    shelf = world.Shelf()
+    storage = Interrupted(shelf, "set", KeyboardInterrupt(), *again)
+    source, observer = world.Source(), world.Observer()
+    with pytest.raises(KeyboardInterrupt):
+        async with open_resource(source, storage=storage, observe=observer) as resource:
+            await resource.get()
+    assert storage.calls == ["set", "set"]
+    assert (shelf.held is source.last) == (not again)
+    assert [event.error for event in observer.events if isinstance(event, StorageFailed)] == again
+    await world.is_closed(resource)
+
+
+async def test_an_interrupted_clear_is_made_once_more(world: Any, autojump_clock: MockClock) -> None:
+    shelf = world.Shelf()
+    storage = Interrupted(shelf, "clear", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        async with open_resource(world.Source(), storage=storage) as resource:
+            await resource.get()
+            with pytest.raises(trio.ClosedResourceError):
+                await resource.clear()
+    assert storage.calls == ["clear", "clear"]
+    assert shelf.held is None
+
+
+async def test_an_interrupted_read_is_not(world: Any, autojump_clock: MockClock) -> None:
+    storage = Interrupted(world.Shelf(), "get", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        async with open_resource(world.Source(), storage=storage) as resource:
+            await resource.get()
+    assert storage.calls == ["get"]
+
+
+@pytest.mark.parametrize("again", [[], [OSError("down")]])
+async def test_an_interrupted_clear_of_the_share_is_made_once_more(
+    world: Any, autojump_clock: MockClock, again: Any
+) -> None:
+    source = world.Source()
+    async with open_memory_stores() as stores:
+        share = Share(stores.cache, stores.dedupe, "key")
+        async with open_provider(source, share=share, policy=POLICY) as provider:
+            before = await provider.get()
+        cache = Interrupted(stores.cache, "set", KeyboardInterrupt(), *again)
+        with pytest.raises(KeyboardInterrupt):
+            async with open_provider(source, share=Share(cache, stores.dedupe, "key"), policy=POLICY) as provider:
+                assert await provider.get() == before
+                await provider.clear()
+        assert cache.calls == ["set", "set"]
+        async with open_provider(source, share=share, policy=POLICY) as provider:
+            assert (await provider.get() == before) == bool(again)
+
+
+async def test_an_interrupt_in_the_share_leaves_the_storage_its_value(world: Any, autojump_clock: MockClock) -> None:
+    source, shelf = world.Source(), world.Shelf()
+    async with open_memory_stores() as stores:
+        cache = Interrupted(stores.cache, "set", KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            async with open_provider(source, share=Share(cache, stores.dedupe, "key"), storage=shelf, policy=POLICY):
+                pass
+    assert shelf.held is source.last is not None
