@@ -24,7 +24,7 @@ from trio_renew import (
     ServedExpired,
     open_provider_cache,
 )
-from trio_renew._keyed._registry import Message
+from trio_renew._keyed._roster import Message
 from trio_renew.lowlevel import open_provider_cache_with
 from trio_renew.testing import Block, Handoff, ScriptedFetch, Sleep, Stubborn, under_schedules
 

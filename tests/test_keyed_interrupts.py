@@ -27,8 +27,8 @@ from trio_renew import (
     clear_provider_caches,
     invalidate_provider,
 )
-from trio_renew._keyed._registry import registry
 from trio_renew._keyed._rings import _waits
+from trio_renew._keyed._roster import roster
 from trio_renew.lowlevel import open_provider_cache_with
 from trio_renew.testing import interrupt_at_every_line
 
@@ -247,7 +247,7 @@ def sweep(
         assert (status.closed, status.entries, status.resolving, status.waiting) == (True, 0, 0, 0)
         observer.adds_up()
         assert not source.running
-        assert not registry.members
+        assert not roster.members
         assert not _waits
 
     return interrupt_at_every_line(scenario, within=WITHIN).steps
@@ -345,7 +345,7 @@ def test_opening_and_closing(calm: Any) -> None:
         assert trio.lowlevel.current_statistics().tasks_living == tasks
         assert outcomes in ([], ["closed"])
         assert not source.running
-        assert not registry.members
+        assert not roster.members
         if opened:
             observer.adds_up()
         with trio.fail_after(1):

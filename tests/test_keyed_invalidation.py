@@ -24,7 +24,7 @@ from trio_renew import (
     open_provider_cache,
     open_provider_pool,
 )
-from trio_renew._keyed._registry import Message, registry
+from trio_renew._keyed._roster import Message, roster
 from trio_renew.stores.sqlite import open_sqlite_bus
 from trio_renew.testing import Block, ScriptedFetch, under_schedules
 
@@ -38,7 +38,7 @@ What = Literal["key", "tag", "all"]
 @pytest.fixture(autouse=True)
 def nobody_is_left_behind() -> Iterator[None]:
     yield
-    assert registry.members == {}
+    assert roster.members == {}
 
 
 class Source:
@@ -919,7 +919,7 @@ async def test_a_message_in_a_closed_inbox_is_nothing() -> None:
 
 
 def test_after_a_fork_the_child_begins_anew() -> None:
-    registry.begin_anew()  # in a child of ours no line is measured
+    roster.begin_anew()  # in a child of ours no line is measured
     assert invalidate_provider("a") is False
 
 

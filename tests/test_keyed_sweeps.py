@@ -16,8 +16,8 @@ import trio_renew._flight
 import trio_renew._keyed
 import trio_renew._owner
 from trio_renew import clear_provider_caches, invalidate_provider, open_provider_cache, open_provider_pool
-from trio_renew._keyed._registry import registry
 from trio_renew._keyed._rings import _waits
+from trio_renew._keyed._roster import roster
 from trio_renew.testing import (
     ScriptedFetch,
     Sleep,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def check() -> None:
     """Nothing is left behind."""
-    assert registry.members == {}
+    assert roster.members == {}
     assert _waits == {}
 
 

@@ -226,7 +226,7 @@ async def test_an_observer_may_be_told_while_the_fast_path_opens(monkeypatch: py
             cache._inbox.append(cache_message)
             return time.time()
 
-        from trio_renew._keyed._registry import Message
+        from trio_renew._keyed._roster import Message
 
         cache_message = Message("key", "a", False)
         cache._slow_down()

@@ -9,5 +9,5 @@ from ._open import (
     open_provider_pool as open_provider_pool,
 )
 from ._pool import ProviderPool as ProviderPool
-from ._registry import clear_provider_caches as clear_provider_caches, invalidate_provider as invalidate_provider
+from ._roster import clear_provider_caches as clear_provider_caches, invalidate_provider as invalidate_provider
 from ._status import CacheStatus as CacheStatus, PoolStatus as PoolStatus

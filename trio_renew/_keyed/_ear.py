@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from ._registry import Message
+from ._roster import Message
 
 if TYPE_CHECKING:
     from ._member import Member
-    from ._registry import What
+    from ._roster import What
 
 __all__ = ("Ear",)
 

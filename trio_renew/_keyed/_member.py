@@ -24,7 +24,7 @@ from .._flight import Flight
 from .._owner import Owner, hosting
 from .._values import check_seconds
 from ._ear import Ear
-from ._registry import Message, registry, tell_all
+from ._roster import Message, roster, tell_all
 from ._time import Timeline
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from .._events import Event, Reason
     from ..abc import Bus
-    from ._registry import News, What
     from ._rings import AnyFlight
+    from ._roster import News, What
 
 __all__ = ("Member", "hosting_member")
 
@@ -156,7 +156,7 @@ class Member(ABC, Generic[K]):
         """Take part from here on, until the owner closes."""
         self._owner.on_closing(self._leave)
         self._owner.on_disowned(self._shut)
-        registry.add(self)
+        roster.add(self)
         if self._bus is not None:
             self._bus.attach(self._ear)
 
@@ -331,7 +331,7 @@ class Member(ABC, Generic[K]):
 
     def _post(self, message: Message) -> int:
         what, key, _ = message
-        with registry.lock:
+        with roster.lock:
             if self._owner.closed:
                 return 0
             waiting = list(self._inbox)
@@ -384,7 +384,7 @@ class Member(ABC, Generic[K]):
     def _leave(self) -> None:
         """Close: in the step that closes the owner."""
         self._shut()
-        registry.remove(self)
+        roster.remove(self)
         if self._bus is not None:
             # What came from elsewhere just before is of no use here any more; others are still to hear it.
             self._take_step(self._pass_inbox_on)

@@ -2,7 +2,7 @@
 
 Invariants:
 
-* A member is in the registry from when it opens until it closes; it puts itself in and takes itself out.
+* A member is in the roster from when it opens until it closes; it puts itself in and takes itself out.
 * All members forget before the first of them publishes or tells: one that hears of it through another has nothing left
   to count.
 * A signal handler, or a finalizer, may come in the middle of any step of Trio's or ours. What is called from there is
@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from trio.lowlevel import currently_ki_protected, enable_ki_protection
 
-__all__ = ("Message", "News", "What", "clear_provider_caches", "invalidate_provider", "registry", "tell_all")
+__all__ = ("Message", "News", "What", "clear_provider_caches", "invalidate_provider", "roster", "tell_all")
 
 What: TypeAlias = Literal["key", "tag", "all"]
 
@@ -52,14 +52,14 @@ def tell_all(news: list[News]) -> None:
 
 
 class Reachable(Protocol):
-    """What the registry asks of its members."""
+    """What the roster asks of its members."""
 
     def _take_up(self, message: Message, news: list[News], *, at_rest: bool) -> int:
         """Forget something, from any thread, and add what is to be said of it; how much was, or will be, dropped."""
         ...
 
 
-class Registry:
+class Roster:
     """The open members of this process.
 
     Attributes:
@@ -90,15 +90,15 @@ class Registry:
         self.members.clear()
 
 
-registry = Registry()
+roster = Roster()
 # Where there is no fork, there is nothing to do after one.
-getattr(os, "register_at_fork", dict)(after_in_child=registry.begin_anew)
+getattr(os, "register_at_fork", dict)(after_in_child=roster.begin_anew)
 
 
 @enable_ki_protection
 def _invalidate_everywhere(message: Message, *, at_rest: bool) -> int:
-    with registry.lock:
-        members = list(registry.members.values())
+    with roster.lock:
+        members = list(roster.members.values())
     news: list[News] = []
     # A sibling that hears of it on the bus has nothing left to count: first all forget, then the first one publishes.
     count = sum([member._take_up(message, news, at_rest=at_rest) for member in members])
