@@ -41,4 +41,4 @@ def test_the_example_works(name):
 
 
 def test_every_block_was_found():
-    assert len(TESTS) == 18
+    assert len(TESTS) == 19
