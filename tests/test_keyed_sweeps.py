@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -325,7 +325,9 @@ def test_an_interrupt_in_the_users_code() -> None:
     assert interrupt_at_every_line(scenario, nothing_is_open, within=here).steps > 5
 
 
-def signal_at_every_line(scenario: Callable[[], Awaitable[None]], call: Callable[[], object]) -> int:
+def signal_at_every_line(
+    scenario: Callable[[], Awaitable[None]], call: Callable[[], object], *, test_clock: bool = True
+) -> int:
     """Run a scenario again and again, calling something at its 1st, 2nd ... line of ours, as a signal handler would."""
     package = str(Path(trio_renew._keyed.__file__).parent)
     ours: dict[CodeType, bool] = {}
@@ -359,7 +361,7 @@ def signal_at_every_line(scenario: Callable[[], Awaitable[None]], call: Callable
             finally:
                 sys.settrace(before)
 
-        trio.run(traced, clock=MockClock(autojump_threshold=0))
+        trio.run(traced, clock=MockClock(autojump_threshold=0) if test_clock else None)
         check()
         return lines >= number
 
@@ -397,6 +399,22 @@ def test_a_signal_at_every_line() -> None:
         assert not values.open
 
     assert signal_at_every_line(scenario, clear_provider_caches) > 500
+
+
+def test_a_signal_at_every_line_of_a_fast_hit() -> None:
+    async def resolve(key: str) -> str:
+        return key
+
+    async def scenario() -> None:
+        async with open_provider_cache(resolve) as cache:
+            await cache.get("a")
+            await cache.get("a")
+            for _ in range(2):
+                with suppress(trio.WouldBlock):
+                    assert cache.get_nowait("a") == "a"
+            assert await cache.get("a") == "a"
+
+    assert signal_at_every_line(scenario, clear_provider_caches, test_clock=False) > 50
 
 
 def test_many_users_under_many_schedules() -> None:

@@ -75,6 +75,8 @@ class ProviderCache(Caching[K, V], Generic[K, V]):
         entry = None  # what it holds is not ours to keep while we wait
         return await self._obtain(key, waited=True)
 
+    # Protected also for the sake of signal handlers; it costs nothing.
+    @enable_ki_protection
     def get_nowait(self, key: K) -> V:
         """Hand out the value of a key if there is one, without waiting. Never a checkpoint.
 
