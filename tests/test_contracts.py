@@ -186,6 +186,8 @@ class DictLimits:
 
     async def get_wait_time(self, resource: str) -> float:
         times = self.counted(resource)
+        if not self.limit:
+            return self.window
         if len(times) < self.limit:
             return 0.0
         return times[len(times) - self.limit] + self.window - trio.current_time()
@@ -276,6 +278,28 @@ def contract_of(suite: type[Any], make: Callable[[], Any], **attributes: Any) ->
 @pytest.mark.parametrize("kind", SUITES)
 def test_a_sound_custom_store_passes(kind: str) -> None:
     check_contract(contract_of(*SUITES[kind]))
+
+
+def test_sound_stores_that_refuse_some_values_pass() -> None:
+    class Cache(DictCache):
+        async def set(self, hash: str, value: Any, ttl: float, *, tags: Iterable[str] = ()) -> None:
+            if type(value) is object:
+                await self.delete(hash)
+                raise StoreError("it cannot be encoded")
+            await super().set(hash, value, ttl, tags=tags)
+
+    class Dedupe(DictDedupe):
+        async def complete(self, hash: str, value: Any, *, job_id: str | None = None) -> None:
+            if type(value) is object:
+                raise StoreError("it cannot be encoded")
+            await super().complete(hash, value, job_id=job_id)
+
+    check_contract(contract_of(CacheStoreContract, Cache))
+    check_contract(contract_of(DedupeStoreContract, lambda: Dedupe(10.0)))
+
+
+def test_a_limit_without_a_share_for_background_work_passes() -> None:
+    check_contract(contract_of(AdaptiveRateLimitStoreContract, lambda: DictAdaptiveLimits(1, 60.0)))
 
 
 @pytest.mark.parametrize("kind", ENGINE)

@@ -42,7 +42,8 @@ def noticed(defect: Defect | None) -> tuple[bool, str]:
             module = copy / "trio_renew" / defect.module
             text = module.read_text(encoding="utf-8")
             module.write_text(text.replace(defect.text, defect.becomes), encoding="utf-8")
-        tests = [str(path) for pattern in SUITE for path in sorted((copy / "tests").glob(pattern))]
+        patterns = (defect and defect.tests) or SUITE
+        tests = [str(path) for pattern in patterns for path in sorted((copy / "tests").glob(pattern))]
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", *tests]
         environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
         try:

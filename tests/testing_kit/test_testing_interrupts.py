@@ -554,6 +554,12 @@ def test_a_scenario_may_ignore_interrupts():
     assert steps == 5
     # The first line is interrupted, the others are not.
     assert runs == ["ended"] * (steps + 1)
+    # The same by hand, where no tracer sees it.
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        interrupts.Tracer(interrupts.Within([guarded]), 1).handler(signal.SIGINT, None)
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def test_a_coroutine_that_the_scenario_forgets_is_reported_as_outside():

@@ -115,8 +115,8 @@ class LimitContract(Contract):
             before = trio.current_time()
             again, later = (await limits.get_status("a")).reset_at, (await limits.get_status("b")).reset_at
             after = trio.current_time()
-            if after - started < window * 0.9:
-                expect(abs(again - first) <= 0.05, "reset_at is when the oldest request leaves, not a later one")
+            slow = after - started >= window * 0.9
+            expect(abs(again - first) <= 0.05 or slow, "reset_at is when the oldest request leaves, not a later one")
             expect(
                 before - looked - 0.05 <= later - empty <= after - started + 0.05,
                 "with nothing counted reset_at is now",
