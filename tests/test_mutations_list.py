@@ -14,7 +14,9 @@ SOURCE = Path(trio_renew.__file__).parent
 def test_each_defect_still_has_its_place() -> None:
     defects = runpy.run_path(str(HERE / "mutations" / "defects.py"))["DEFECTS"]
     assert len(defects) >= 25
-    for what, module, text, becomes in defects:
+    for what, module, text, becomes, tests in defects:
         source = (SOURCE / module).read_text(encoding="utf-8")
         assert source.count(text) == 1, what
         compile(source.replace(text, becomes), module, "exec")
+        for name in tests:
+            assert (HERE / name).exists(), what

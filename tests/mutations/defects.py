@@ -1,6 +1,7 @@
 """Small deliberate defects of the flight, the resource and the provider. The suite has to notice each of them.
 
-Each is a module of ``trio_renew``, a piece of its text that stands there once, and what it becomes.
+Each is a module of ``trio_renew``, a piece of its text that stands there once, and what it becomes. Defects of other
+rooms name the tests that have to notice them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ class Defect(NamedTuple):
     module: str
     text: str
     becomes: str
+    #: Whose business it is, where it is not the suite's.
+    tests: tuple[str, ...] = ()
 
 
 DEFECTS = (
@@ -334,5 +337,33 @@ DEFECTS = (
         "_resource.py",
         "    @enable_ki_protection\n    async def get(self)",
         "    async def get(self)",
+    ),
+    Defect(
+        "an interrupt lets the sweeper of the memory engine sleep for ever",
+        "stores/_memory_rates.py",
+        "    @enable_ki_protection\n    def _set_cooldown(self",
+        "    def _set_cooldown(self",
+        ("test_memory_sweeps.py",),
+    ),
+    Defect(
+        "an interrupt dates an entry of the memory engine twice",
+        "stores/_memory_life.py",
+        "    @enable_ki_protection\n    def _given_now(self",
+        "    def _given_now(self",
+        ("test_memory_sweeps.py",),
+    ),
+    Defect(
+        "an interrupt in get_nowait() of a cache leaves its background resolution claimed",
+        "_keyed/_caching.py",
+        "    @enable_ki_protection\n    def _get_nowait(self",
+        "    def _get_nowait(self",
+        ("test_keyed_interrupts.py",),
+    ),
+    Defect(
+        "an interrupt splits an invalidation of all caches",
+        "_keyed/_roster.py",
+        "@enable_ki_protection\ndef _invalidate_everywhere(",
+        "def _invalidate_everywhere(",
+        ("test_keyed_interrupts.py",),
     ),
 )
