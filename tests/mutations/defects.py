@@ -353,10 +353,10 @@ DEFECTS = (
         ("test_memory_sweeps.py",),
     ),
     Defect(
-        "an interrupt in get_nowait() of a cache leaves its background resolution claimed",
-        "_keyed/_caching.py",
-        "    @enable_ki_protection\n    def _get_nowait(self",
-        "    def _get_nowait(self",
+        "an interrupt in get() of a cache leaves its resolution claimed",
+        "_keyed/_cache.py",
+        "    @enable_ki_protection\n    async def get(self",
+        "    async def get(self",
         ("test_keyed_interrupts.py",),
     ),
     Defect(
