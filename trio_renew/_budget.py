@@ -70,5 +70,5 @@ async def spend(budget: Budget, priority: Priority, ask: Ask) -> float | None:
             return None
         wait: float = await ask(budget.adaptive_store, "get_wait_time", budget.resource, priority, within=ask.hurry)
     except StoreDown:
-        return None
+        return None  # noqa: ASYNC910 - a store that is down may not even have been asked
     return max(0.0, wait)

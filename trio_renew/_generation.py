@@ -122,7 +122,7 @@ class Generation(Generic[F]):
         except KeyboardInterrupt:
             # It may have struck before the store was reached.
             with suppress(StoreDown):
-                await self._put(PATIENCE)
+                await self._put(PATIENCE)  # noqa: ASYNC120 - it is shielded
             raise
 
     def look_soon(self) -> None:

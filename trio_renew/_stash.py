@@ -175,7 +175,7 @@ class Stash(Generic[T]):
             # It may have struck before the storage was reached.
             if call.operation != "get":
                 call.scope = trio.CancelScope()
-                await self._bounded(call)
+                await self._bounded(call)  # noqa: ASYNC120 - it is shielded
             raise
 
     async def _bounded(self, call: _Call[T]) -> None:

@@ -276,7 +276,7 @@ class Stage:
         }
 
 
-async def _ask(remote: Remote) -> None:
+async def _ask(remote: Remote) -> None:  # noqa: ASYNC910 - what failed was one
     try:
         await remote.ask_for_token()
     except httpx2.HTTPStatusError:

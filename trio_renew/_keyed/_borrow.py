@@ -66,7 +66,7 @@ class Borrow(AbstractAsyncContextManager[V], Generic[K, V]):
         finally:
             resident.give_back(self)
         if error is None or not absorbed:
-            return False
+            return False  # noqa: ASYNC910 - leaving is none
         # The block was cancelled by us: its value is of no use any more.
         if resident.phase is Phase.CRASHED:
             await resident.gone.wait()  # noqa: ASYNC102 - the block ended by our own cancellation

@@ -179,10 +179,10 @@ class Caching(Member[K], Generic[K, V]):
                     continue
                 await checkpoint_if_cancelled()
             if live:
-                return self._hit(key, entry, now)  # type: ignore[arg-type]
+                return self._hit(key, entry, now)  # type: ignore[arg-type]  # noqa: ASYNC910 - the checkpoint was made above
             if down:
                 self._renew(key, now)
-                return self._served_expired(key, entry, now)  # type: ignore[arg-type]
+                return self._served_expired(key, entry, now)  # type: ignore[arg-type]  # noqa: ASYNC910 - as above
             waited = True
             entry = None  # what it holds is not ours to keep while we wait
             flights = inside()

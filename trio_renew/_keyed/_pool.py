@@ -168,7 +168,7 @@ class ProviderPool(Member[K], Generic[K, V]):
                 await checkpoint_if_cancelled()
                 waited = True
             if resident is not None:
-                return self._lend(resident, borrow)
+                return self._lend(resident, borrow)  # noqa: ASYNC910 - the checkpoint was made above
             flights = inside()
             flight = self._flights.get(key)
             refuse_own(self, key, flights)
@@ -379,7 +379,7 @@ class ProviderPool(Member[K], Generic[K, V]):
         if self._residents:
             self._owner.start(self._close_all, "closing")
 
-    async def _close_all(self) -> None:
-        with trio.CancelScope(shield=True):
+    async def _close_all(self) -> None:  # noqa: ASYNC910 - a task's own work
+        with trio.CancelScope(shield=True):  # noqa: ASYNC912 - as above
             while self._residents:
                 await next(reversed(self._residents)).close()

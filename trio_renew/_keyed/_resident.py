@@ -92,7 +92,7 @@ async def _exit(manager: object, problem: BaseException | None) -> BaseException
     try:
         suppressed = await kind.__aexit__(manager, *error)
     except BaseException as exc:  # noqa: ASYNC103 - it is raised in the end
-        return exc  # noqa: ASYNC104 - as above
+        return exc  # noqa: ASYNC104, ASYNC910 - as above
     return None if suppressed else problem
 
 
@@ -205,7 +205,7 @@ class Resident(Generic[K, V]):
         else:
             self.retire()
 
-    async def evict(self) -> None:
+    async def evict(self) -> None:  # noqa: ASYNC910 - it waits only where there is something to wait for
         """Cancel the blocks of those who have it, and wait until they have left."""
         while self.borrows:
             for borrow in self.borrows:
@@ -267,7 +267,7 @@ class Resident(Generic[K, V]):
                 if problem is not None:
                     raise problem
         except BaseException as exc:  # noqa: ASYNC103 - it is raised in the end
-            return exc  # noqa: ASYNC104 - as above
+            return exc  # noqa: ASYNC104, ASYNC910 - as above
         finally:
             del problem
         return None
@@ -285,7 +285,7 @@ class Resident(Generic[K, V]):
         except BaseException as exc:  # noqa: ASYNC103 - as above
             problem = exc
         if not entered:
-            return problem
+            return problem  # noqa: ASYNC910 - a task's own work
         problem = await self._be_open(entered.pop()) if problem is None else problem
         if self.phase is not Phase.CRASHED:
             self.phase = Phase.LEAVING
@@ -293,7 +293,7 @@ class Resident(Generic[K, V]):
 
     async def _be_open(self, value: V) -> BaseException | None:
         if self._scope.cancel_called or self._pool._is_closed:
-            return None
+            return None  # noqa: ASYNC910 - a task's own work
         self._scope.deadline = inf
         self.value = value
         del value
@@ -312,7 +312,7 @@ class Resident(Generic[K, V]):
             with trio.CancelScope(shield=True):
                 await self.evict()
         del self.value
-        return problem
+        return problem  # noqa: ASYNC910 - as above
 
     def _report(self, problem: BaseException | None) -> None:
         if self.phase in (Phase.OPENING, Phase.CRASHED):

@@ -68,8 +68,8 @@ class Sweeper:
         else:
             self.watch()
 
-    async def _sweep(self) -> None:
-        with trio.CancelScope(shield=True):
+    async def _sweep(self) -> None:  # noqa: ASYNC910 - a task's own work
+        with trio.CancelScope(shield=True):  # noqa: ASYNC912 - as above
             while not self._owner.closed and self._entries.sweep(self._time.last()):  # noqa: ASYNC110 - a slice a turn
                 await checkpoint()
         self._sweeping = False

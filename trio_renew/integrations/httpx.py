@@ -86,17 +86,17 @@ class _Flow:
     def __repr__(self) -> str:
         return f"<bearer_auth of {self._provider!r}>"
 
-    async def run(self, request: Any) -> AsyncGenerator[Any, Any]:
+    async def run(self, request: Any) -> AsyncGenerator[Any, Any]:  # noqa: ASYNC900, ASYNC911 - what httpx asks for
         lease = getattr(self._provider, "lease", None)
         # A lease is compared by its generation, whatever the value is.
         held: Any = await (self._provider.get() if lease is None else lease())
         sent = self._write(request, held)
         response = yield request
         if sent is None or not self._rejected(response, sent):
-            return
+            return  # noqa: ASYNC911 - as above
         refresh = getattr(self._provider, "refresh", None)
         if refresh is None or (sent == self._refused and trio.current_time() < self._refused_until):
-            return
+            return  # noqa: ASYNC911 - as above
         fresh = await refresh(stale=held)
         if not self._can_be_sent_again(request):
             return

@@ -387,7 +387,7 @@ class _Rotation:
 
     async def _current(self) -> Secret:
         if self._unwritten is not None:
-            return self._unwritten
+            return self._unwritten  # noqa: ASYNC910 - whoever calls it makes the checkpoint
         stored = await self._tokens.get()
         if stored is None:
             raise Unconfigured("refresh token")
@@ -407,7 +407,7 @@ class _Rotation:
             return await self._endpoint.ask({"grant_type": "refresh_token", "refresh_token": used})
         raise FetchTimeout(f"the token endpoint took longer than {self._patience:g} s")
 
-    async def _write(self, token: Secret) -> None:
+    async def _write(self, token: Secret) -> None:  # noqa: ASYNC910 - the storage's own
         try:
             with trio.fail_after(self._patience, shield=True):
                 await self._tokens.set(token.reveal())

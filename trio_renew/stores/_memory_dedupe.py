@@ -212,7 +212,7 @@ class MemoryDedupeStore(Generic[T]):
         kept = self._kept.get(job_id)
         return kept if kept is not None and kept.hash == hash else None
 
-    async def _until_settled(self, job: _Job) -> None:
+    async def _until_settled(self, job: _Job) -> None:  # noqa: ASYNC910 - whoever calls it makes the checkpoint
         while job.status == "pending":
             self._life.check()
             left = job.deadline - self._life.now()

@@ -89,9 +89,9 @@ class RedisBus:
         self._owner.start(self._serve, "bus")
         await self._opened.wait()
 
-    async def say_farewell(self) -> None:
+    async def say_farewell(self) -> None:  # noqa: ASYNC910 - it waits only where there is something to wait for
         """Wait a little for the server to take what is still in the outbox, unless there is an outage."""
-        with trio.move_on_after(_FAREWELL, shield=True):
+        with trio.move_on_after(_FAREWELL, shield=True):  # noqa: ASYNC912 - as above
             while (self._outbox or self._sending) and self._outage is None:
                 await self._sent.wait()
 

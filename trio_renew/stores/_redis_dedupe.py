@@ -233,7 +233,7 @@ class RedisDedupeStore(Generic[T]):
             self._errors.setdefault(job.encode() + said, (error, trio.current_time() + 2 * self.lease))
         await self._settle(hash, job, said)
 
-    async def _forget_errors(self) -> None:
+    async def _forget_errors(self) -> None:  # noqa: ASYNC910 - a task's own work
         """Let go of errors that nobody can ask for any more, as long as there are any."""
         with self._forgetting:
             while self._errors:

@@ -54,7 +54,7 @@ class _Connection(BaseConnection):
         self.channels: set[bytes] = set()
 
     async def _connect(self) -> ByteStream:
-        return self._made
+        return self._made  # noqa: ASYNC910 - it is connected
 
     def describe(self) -> str:
         return f"{type(self).__name__}<{self.location}>"
@@ -288,7 +288,7 @@ class Link:
             return f"no answer within {self._patience:g} s"
         return str(attempt.error) or type(attempt.error).__name__
 
-    async def _live(self, attempt: _Attempt) -> None:
+    async def _live(self, attempt: _Attempt) -> None:  # noqa: ASYNC910 - a task's own work
         with attempt.scope:
             may_listen = self.may_listen
             try:
@@ -315,7 +315,7 @@ class Link:
         attempt.connection.register_connect_callback(self._settle_in)
         await attempt.connection.run(task_status=attempt)
 
-    async def _settle_in(self, connection: BaseConnection) -> None:
+    async def _settle_in(self, connection: BaseConnection) -> None:  # noqa: ASYNC910 - it may have nothing to say
         if self.may_listen:
             connection.send_command(b"SUBSCRIBE", self._home)
             try:
@@ -335,7 +335,7 @@ class Link:
         attempt.done.set()
         self._owner.start(partial(self._listen, attempt.connection), f"messages from {self._address.location}")
 
-    async def _listen(self, connection: _Connection) -> None:
+    async def _listen(self, connection: _Connection) -> None:  # noqa: ASYNC910 - a task's own work
         with trio.CancelScope(shield=True), suppress(LostError):
             pushed: AsyncGenerator[list[Any], None] = connection.push_messages
             async with aclosing(pushed) as messages:

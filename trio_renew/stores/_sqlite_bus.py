@@ -165,7 +165,7 @@ class SQLiteBus:
         with trio.move_on_after(OPENING):
             await self._first.wait()
 
-    async def take_part(self) -> None:
+    async def take_part(self) -> None:  # noqa: ASYNC910 - a task's own work
         """Write and read until the owner closes."""
         try:
             with self._scope:
@@ -202,10 +202,10 @@ class SQLiteBus:
             self._audience.failed(error)
         self._first.set()
 
-    async def flush(self) -> None:
+    async def flush(self) -> None:  # noqa: ASYNC910 - it waits only where there is something to wait for
         """Write what is not written yet, if that can be done soon."""
         if (self._outbox or self._exchanging.locked()) and self._outage is None:
-            with trio.move_on_after(CLOSING, shield=True):
+            with trio.move_on_after(CLOSING, shield=True):  # noqa: ASYNC912 - as above
                 try:
                     await self._exchange()
                 except StoreError:

@@ -295,6 +295,6 @@ class Database:
         with trio.CancelScope(shield=True):
             if self._inline:
                 self._disconnect()
-                return
+                return  # noqa: ASYNC910 - without threads there is nothing to wait for
             async with self._turn:
                 await trio.to_thread.run_sync(self._disconnect, limiter=self._free)

@@ -160,7 +160,7 @@ class Watch:
             self.tell(job_id, None)
         self._scope.cancel()
 
-    async def _look_around(self) -> None:
+    async def _look_around(self) -> None:  # noqa: ASYNC910 - a task's own work
         try:
             with self._scope:
                 await self._until_nobody_waits()
@@ -170,7 +170,7 @@ class Watch:
         finally:
             self._running = False
 
-    async def _until_nobody_waits(self) -> None:
+    async def _until_nobody_waits(self) -> None:  # noqa: ASYNC910 - a task's own work
         # Under a test clock, time that is slept away in small steps costs more than the precision is worth.
         longest = _ANYWAY if self._database.inline else _LONGEST_LOOK
         mark, aftermath, pause, due = None, 0, _FIRST_LOOK, -math.inf
@@ -186,7 +186,7 @@ class Watch:
                 except StoreError as exc:
                     for job_id in self.waited_for():
                         self.tell(job_id, exc)
-                    return
+                    return  # noqa: ASYNC910 - as above
                 due = trio.current_time() + min(_ANYWAY, left)
             await trio.sleep(max(0.0, min(pause, due - trio.current_time())))
             pause = min(1.5 * pause, longest)
