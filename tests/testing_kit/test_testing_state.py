@@ -296,6 +296,39 @@ async def test_from_an_async_test_in_a_thread(autojump_clock, nursery):
     assert (await trio.to_thread.run_sync(cancel_at_every_checkpoint, fine)).steps == 1
 
 
+async def test_beside_a_busy_run_it_repeats_itself_and_leaves_that_alone(autojump_clock):
+    orders = []
+    busy = True
+
+    async def scenario():
+        order = []
+
+        async def write(name):
+            for _ in range(3):
+                await trio.lowlevel.checkpoint()
+                order.append(name)
+
+        async with trio.open_nursery() as nursery:
+            for name in range(4):
+                nursery.start_soon(write, name)
+        return tuple(order)
+
+    async def keep_busy():
+        while busy:
+            await trio.lowlevel.checkpoint()
+
+    def sweep():
+        under_schedules(scenario, orders.append, seeds=[7] * 50)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(keep_busy)
+        await trio.to_thread.run_sync(sweep)
+        busy = False
+    assert len(orders) == 50
+    assert len(set(orders)) == 1
+
+
 class Recorder(trio.abc.Instrument):
     """Who made which step when."""
 

@@ -3,7 +3,8 @@
 Invariants:
 
 * Whatever `borrowed_state` and `without_gc` change is what it was when they are left, however they are left.
-* One sweep at a time: two in different threads would draw from each other's seeded schedules.
+* One sweep at a time: two in different threads would draw from each other's seeded `random`.
+* A Trio run that goes on beside the sweep, in a thread that was there before, draws its schedule as ever.
 """
 
 from __future__ import annotations
@@ -42,23 +43,36 @@ def borrowed_state(caller: str) -> Generator[Callable[[int], None], None, None]:
     if not _one_at_a_time.acquire(blocking=False):
         raise RuntimeError(f"{caller}: another sweep is going on in this process; one at a time")
     try:
-        deterministic = _trio_run._ALLOW_DETERMINISTIC_SCHEDULING
-        trio_state = _trio_run._r.getstate()
+        deterministic, drawn = _trio_run._ALLOW_DETERMINISTIC_SCHEDULING, _trio_run._r
         random_state = random.getstate()
+        during = _Drawn(drawn)
 
         def seed_both(seed: int) -> None:
-            _trio_run._r.seed(seed)
+            during.ours.seed(seed)
             random.seed(seed)
 
         try:
             _trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True
+            _trio_run._r = during
             yield seed_both
         finally:
             _trio_run._ALLOW_DETERMINISTIC_SCHEDULING = deterministic
-            _trio_run._r.setstate(trio_state)
+            _trio_run._r = drawn
             random.setstate(random_state)
     finally:
         _one_at_a_time.release()
+
+
+class _Drawn:
+    """What Trio draws its schedules from during a sweep: runs in threads that were there before keep what they had."""
+
+    def __init__(self, outside: random.Random) -> None:
+        self.ours = random.Random(0)
+        self._outside = outside
+        self._outsiders = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._outside if threading.get_ident() in self._outsiders else self.ours, name)
 
 
 class _Arranger(random.Random):
