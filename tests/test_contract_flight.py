@@ -588,6 +588,33 @@ async def test_every_caller_gets_the_original_exception(kind: str, error: Except
         assert not resource.status().closed
 
 
+async def test_the_shared_error_does_not_tell_one_caller_what_another_was_doing() -> None:
+    fetch = ScriptedFetch(Sleep(1.0, Down("gone")))
+    contexts: dict[str, BaseException | None] = {}
+
+    async with open_resource(fetch) as resource:
+
+        async def busy() -> None:
+            try:
+                raise KeyError("of the first caller")
+            except KeyError:
+                await plain("busy")
+
+        async def plain(name: str) -> None:
+            try:
+                await resource.get()
+            except Down as error:
+                contexts[name] = error.__context__
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(busy)
+            await wait_all_tasks_blocked()
+            for number in range(3):
+                nursery.start_soon(plain, f"plain {number}")
+    assert isinstance(contexts.pop("busy"), KeyError)
+    assert contexts == {"plain 0": None, "plain 1": None, "plain 2": None}
+
+
 @both
 async def test_a_hundred_tracebacks_do_not_pile_up(kind: str) -> None:
     before = LookupError("why")

@@ -145,6 +145,12 @@ DEFECTS = (
         "raise error",
     ),
     Defect(
+        "the shared error keeps the context of the caller before",
+        "_flight.py",
+        "    error.__context__ = context\n",
+        "",
+    ),
+    Defect(
         "a fetch that asks itself is not refused",
         "_flight.py",
         " and flight.home is home and flight.state not in (State.KEEPING, State.DONE):",
