@@ -1,7 +1,9 @@
 """The examples of docs/testing.md are run, in the order of the page and as one module."""
 
 import inspect
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -35,9 +37,31 @@ TESTS = [name for name in vars(page) if name.startswith("test_")]
 def test_the_example_works(name):
     example = getattr(page, name)
     if inspect.iscoroutinefunction(example):
-        trio.run(example, clock=trio.testing.MockClock(autojump_threshold=0))
+        clock = trio.testing.MockClock(autojump_threshold=0)
+        trio.run(example, clock, clock=clock)
     else:
         example()
+
+
+def test_a_newcomer_can_run_the_page_as_it_is(tmp_path):
+    """The settings that it names, and its examples as one file, are all that is needed."""
+    text = PAGE.read_text(encoding="utf8")
+    for kind, file in (("ini", "pytest.ini"), ("python", "test_page.py")):
+        blocks = re.findall(rf"^```{kind}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        (tmp_path / file).write_text("\n\n".join(blocks), encoding="utf8")
+    # Other plugins for async tests may be installed here.
+    plugins = ["-p", "no:anyio", "-p", "no:asyncio", "-p", "no:valkey", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *plugins, "test_page.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(PAGE.parent.parent)},
+        timeout=120,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert f"{len(TESTS)} passed" in done.stdout
 
 
 def test_every_block_was_found():
