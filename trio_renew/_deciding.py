@@ -105,7 +105,7 @@ class Deciding(Keeping[T]):
             held = self._serve(now, may_wait=True)
             if held is not None:
                 self._speed_up(held, now)
-                return held
+                return held  # noqa: ASYNC910 - the checkpoint was made above
             if self._stash is not None and self._stash.unread:
                 waited = True
                 await self._read()
@@ -116,7 +116,7 @@ class Deciding(Keeping[T]):
                     self._admit(now, None)
                 except Exception as refusal:
                     if waited:
-                        return self._consoled(refusal)
+                        return self._consoled(refusal)  # noqa: ASYNC910 - as above
                     await checkpoint()
                     waited = True
                     continue
@@ -176,7 +176,7 @@ class Deciding(Keeping[T]):
                 rejected = self._held
                 if rejected is not None and not self._is(rejected, stale):
                     if now < rejected.good_until:
-                        return rejected
+                        return rejected  # noqa: ASYNC910 - whoever calls it makes the checkpoint
                     rejected = None
             flight = self._flight
             if flight is None:
@@ -247,7 +247,7 @@ class Deciding(Keeping[T]):
             flight.launch()
         else:
             await flight.pass_hook(self._after_claim)
-        return flight
+        return flight  # noqa: ASYNC910 - whoever calls it makes the checkpoint
 
     def _take(self, reason: Reason, *, background: bool) -> Flight[T, Held[T]]:
         flight: Flight[T, Held[T]] = Flight(

@@ -301,7 +301,7 @@ class Flight(Generic[T, H]):
         _inside.set((*_inside.get(), ref(self)))
 
     @enable_ki_protection
-    async def _run(self) -> None:
+    async def _run(self) -> None:  # noqa: ASYNC910 - a task's own work
         outcome: tuple[T | None] | None = None
         error: Exception | None = None
         try:
@@ -360,11 +360,11 @@ class Flight(Generic[T, H]):
             self._time_out()
         late = self.state is State.LEFT
         if self._owner.closed or (late and (self.fenced or value is None)):
-            return
+            return  # noqa: ASYNC910 - a task's own work
         if value is None:
             self.state = State.KEEPING
             self._succeed(None)
-            return
+            return  # noqa: ASYNC910 - as above
         try:
             held = home._flight_accept(self, value)
         except Exception as exc:
@@ -373,7 +373,7 @@ class Flight(Generic[T, H]):
                 self.unusable = value
                 self._fail(exc)
                 self.unusable = None
-            return
+            return  # noqa: ASYNC910 - as above
         self.state = State.KEEPING
         await home._flight_keep(self, held)
         self._succeed(held)

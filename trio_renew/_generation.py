@@ -114,7 +114,7 @@ class Generation(Generic[F]):
                 self._owner.not_closing(done.set)
                 done.set()
 
-    async def _insist(self) -> None:
+    async def _insist(self) -> None:  # noqa: ASYNC910 - it waits only where there is something to wait for
         try:
             await self._put(PATIENCE)
         except StoreDown:
@@ -134,7 +134,7 @@ class Generation(Generic[F]):
         self._owner.on_closing(scope.cancel)
         self._owner.start(lambda: self._run_look(scope), "share look")
 
-    async def _run_look(self, scope: trio.CancelScope) -> None:
+    async def _run_look(self, scope: trio.CancelScope) -> None:  # noqa: ASYNC910 - a task's own work
         try:
             with scope:
                 await self.look(None)

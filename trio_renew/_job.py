@@ -134,11 +134,11 @@ class Job:
         """
         if not self.lost and not await self._ask_once(self._dedupe, "extend", self._hash, self._id, within=self.hurry):
             self.lost = True
-        return not self.lost
+        return not self.lost  # noqa: ASYNC910 - without an answer it was at least asked
 
-    async def run(self) -> None:
+    async def run(self) -> None:  # noqa: ASYNC910 - a task's own work
         """Keep it until it is settled, and tell the store. In a task of the owner's."""
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True):  # noqa: ASYNC912 - as above
             try:
                 with self._beating:
                     await self._beat()
@@ -159,7 +159,7 @@ class Job:
                 self._flight = None
                 self.over.set()
 
-    async def _beat(self) -> None:
+    async def _beat(self) -> None:  # noqa: ASYNC910 - a task's own work
         pause = self._lease / _BEATS_PER_LEASE
         beat_at = trio.current_time() + pause
         while not self.lost:

@@ -139,7 +139,7 @@ class Keeping(Generic[T]):
         self._clock.reanchor()
         self._slow_down()
 
-    async def _flight_keep(self, flight: Flight[T, Held[T]], held: Held[T]) -> None:
+    async def _flight_keep(self, flight: Flight[T, Held[T]], held: Held[T]) -> None:  # noqa: ASYNC910 - without storage
         if self._stash is not None and not flight.fenced:
             await self._stash.write(held.value, lambda: not flight.fenced)
 

@@ -197,7 +197,7 @@ class Owner:
         self._context.run(lambda: self._nursery.start_soon(self._guard, work, name=label))
 
     @enable_ki_protection
-    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:  # noqa: ASYNC910 - a task's own work
         crash: BaseException | None = None
         try:
             await work()
@@ -268,7 +268,7 @@ class Owner:
         if self._sleeper is not None and self._sleeper.deadline != deadline:
             self._sleeper.deadline = deadline
 
-    async def _keep_time(self) -> None:
+    async def _keep_time(self) -> None:  # noqa: ASYNC910 - a task's own work
         while not self.closed:
             with trio.CancelScope(shield=True) as self._sleeper:
                 self._set_sleeper()

@@ -184,9 +184,9 @@ class Sharing(Generic[T]):
             found = None
         if found is not None:
             if found.record is None:
-                return None
+                return None  # noqa: ASYNC910 - reading the store was one
             flight.issued_at = found.record.issued_at
-            return cast("T", found.record.value)
+            return cast("T", found.record.value)  # noqa: ASYNC910 - as above
         flight.issued_at = self._owner.clock.now()
         value = await mint()
         if value is not None:
@@ -311,13 +311,13 @@ class Sharing(Generic[T]):
             return False
         return news.due_at is None or self._owner.clock.now() < news.due_at
 
-    async def publish(self, flight: Flight[T, Held[T]], held: Held[T]) -> None:
+    async def publish(self, flight: Flight[T, Held[T]], held: Held[T]) -> None:  # noqa: ASYNC910 - it may have no job
         """Give a value that the source has given to the others. Raises no Exception."""
         job = self._jobs.get(flight)
         if job is None or job.draft is None or job.settled:
-            return
+            return  # noqa: ASYNC910 - as above
         record = _record.write(job.draft, held.issued_at, job.generation)
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True):  # noqa: ASYNC912 - as above
             try:
                 if not flight.fenced:
                     # It may have been cleared meanwhile; then this fences the flight.

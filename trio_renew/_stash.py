@@ -159,7 +159,7 @@ class Stash(Generic[T]):
     async def _my_turn(self, call: _Call[T]) -> bool:
         before, call.before = call.before, None
         if before is None:
-            return True
+            return True  # noqa: ASYNC910 - it waits only where there is something to wait for
         with trio.move_on_after(self._timeout):
             await before.wait()
             return True
@@ -178,7 +178,7 @@ class Stash(Generic[T]):
                 await self._bounded(call)  # noqa: ASYNC120 - it is shielded
             raise
 
-    async def _bounded(self, call: _Call[T]) -> None:
+    async def _bounded(self, call: _Call[T]) -> None:  # noqa: ASYNC910 - the storage's own
         alarm = None
         if self._timeout != inf:
             call.scope.deadline = trio.current_time() + self._timeout
