@@ -20,7 +20,7 @@ from ._user import call_user
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ("PATIENCE", "Ask", "StoreDown", "check_methods", "check_name")
+__all__ = ("PATIENCE", "Ask", "StoreDown", "check_methods", "check_name", "half_the_time")
 
 #: Seconds that one call of a store may take.
 PATIENCE = 5.0
@@ -28,6 +28,14 @@ PATIENCE = 5.0
 
 class StoreDown(Exception):
     """A store could not be asked; that was reported. Never leaves the package."""
+
+
+def half_the_time() -> float:
+    """Give half of the seconds that are left of the fetch that we are in; infinity outside of one.
+
+    Who waits no longer than that for stores, however often, leaves time to fetch without them.
+    """
+    return max(0.0, trio.current_effective_deadline() - trio.current_time()) / 2
 
 
 class _Call:
@@ -47,30 +55,27 @@ class Ask:
 
     Args:
       report: Told the method and the error of each failed call.
-      fetch_timeout: Of the provider, in seconds.
-
-    Attributes:
-      hurry: Seconds that a call before the fetch may take: there must be time left to fetch without the store.
     """
 
-    __slots__ = ("_report", "hurry")
+    __slots__ = ("_report",)
 
-    def __init__(self, report: Callable[[str, BaseException], None], fetch_timeout: float) -> None:
+    def __init__(self, report: Callable[[str, BaseException], None]) -> None:
         self._report = report
-        self.hurry = min(PATIENCE, fetch_timeout / 2)
 
     def report(self, operation: str, error: BaseException) -> None:
         """Report a failure that shows only in what a store has answered."""
         self._report(operation, error)
 
     async def __call__(
-        self, store: object, operation: str, *args: object, within: float = PATIENCE, **options: object
+        self, store: object, operation: str, *args: object, within: float | None = None, **options: object
     ) -> Any:
         """Call one method of a store.
 
         Raises:
-          StoreDown: It raised, or took longer than ``within`` seconds.
+          StoreDown: It raised, or took longer than ``within`` seconds. None: than 5, or half the time of the fetch.
         """
+        if within is None:
+            within = min(PATIENCE, half_the_time())
         try:
             call = _Call(partial(getattr(store, operation), *args, **options))
             del args, options

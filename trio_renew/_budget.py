@@ -40,8 +40,8 @@ class Budget:
     ``serve_expired_for`` or ``leeway`` allows it. A refusal is no failure of the source: neither the breaker nor the
     backoff moves. A value that another process has fetched (see :class:`Share`) costs nothing.
 
-    When the store cannot be asked (within 5 s, and half of ``fetch_timeout``), the fetch goes through, and
-    ``StorageFailed`` says so.
+    When the store cannot be asked (each call has 5 s, and half of what is left of ``fetch_timeout``), the fetch goes
+    through, and ``StorageFailed`` says so.
 
     Args:
       adaptive_store: The limit, such as the ``adaptive`` of a store engine.
@@ -66,9 +66,9 @@ class Budget:
 async def spend(budget: Budget, priority: Priority, ask: Ask) -> float | None:
     """Spend one fetch; gives None, or where it is refused the seconds until one may be allowed."""
     try:
-        if await ask(budget.adaptive_store, "acquire", budget.resource, priority, within=ask.hurry):
+        if await ask(budget.adaptive_store, "acquire", budget.resource, priority):
             return None
-        wait: float = await ask(budget.adaptive_store, "get_wait_time", budget.resource, priority, within=ask.hurry)
+        wait: float = await ask(budget.adaptive_store, "get_wait_time", budget.resource, priority)
     except StoreDown:
         return None  # noqa: ASYNC910 - a store that is down may not even have been asked
     return max(0.0, wait)

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import trio
 
-from ._ask import PATIENCE, StoreDown
+from ._ask import StoreDown, half_the_time
+from ._errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,13 +117,13 @@ class Generation(Generic[F]):
 
     async def _insist(self) -> None:  # noqa: ASYNC910 - it waits only where there is something to wait for
         try:
-            await self._put(PATIENCE)
+            await self._put()
         except StoreDown:
             pass  # the next look tries again
         except KeyboardInterrupt:
             # It may have struck before the store was reached.
             with suppress(StoreDown):
-                await self._put(PATIENCE)  # noqa: ASYNC120 - it is shielded
+                await self._put()  # noqa: ASYNC120 - it is shielded
             raise
 
     def look_soon(self) -> None:
@@ -144,12 +145,12 @@ class Generation(Generic[F]):
             self._looking = False
             self._owner.not_closing(scope.cancel)
 
-    async def look(self, sparing: F | None, *, within: float = PATIENCE) -> str:
+    async def look(self, sparing: F | None) -> str:
         """Read the generation; where it has moved, forget what belongs to the old one."""
         while True:
-            await self._put(within)
+            await self._put()
             epoch = self._epoch
-            generation = await self._generation(within)
+            generation = await self._generation()
             # Somebody here has learnt better meanwhile: what was read may be older.
             if epoch == self._epoch:
                 break
@@ -161,21 +162,26 @@ class Generation(Generic[F]):
                 self._moved(sparing)
         return generation
 
-    async def _generation(self, within: float) -> str:
-        found = await self._ask(self._cache, "get", self.key(_MARK), within=within)
+    async def _generation(self) -> str:
+        found = await self._ask(self._cache, "get", self.key(_MARK))
         return _FIRST if found is None else str(found)
 
-    async def _put(self, within: float) -> None:
+    async def _put(self) -> None:
         """Let the store know the generation that our clear() began."""
         failures = self._failures
-        async with self._putting:
+        with trio.move_on_after(half_the_time()) as waiting:
+            await self._putting.acquire()
+        if waiting.cancelled_caught:
+            self._ask.report("set", StoreError("set() of the mark that clear() has begun has not ended yet"))
+            raise StoreDown
+        try:
             while self._unput is not None:
                 if self._failures != failures:
                     raise StoreDown  # who waited here need not try again
                 wanted, cache = self._unput, self._cache
                 try:
-                    old = await self._generation(within) if self._seen is None else self._seen
-                    await self._ask(cache, "set", self.key(_MARK), wanted, 0.0, within=within)
+                    old = await self._generation() if self._seen is None else self._seen
+                    await self._ask(cache, "set", self.key(_MARK), wanted, 0.0)
                 except StoreDown:
                     self._failures += 1
                     raise
@@ -184,6 +190,8 @@ class Generation(Generic[F]):
                     self._unput = None
                 try:
                     # Nobody reads it any more; a value that never ends would stay for ever.
-                    await self._ask(cache, "delete", self.key(old), within=within)
+                    await self._ask(cache, "delete", self.key(old))
                 except StoreDown:
                     pass
+        finally:
+            self._putting.release()

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ._ask import PATIENCE, Ask, StoreDown
-from ._errors import JobLost, RemoteFetchError
+from ._ask import PATIENCE, Ask, StoreDown, half_the_time
+from ._errors import JobLost, RemoteFetchError, StoreError
 from ._flight import State
 from ._values import Secret
 
@@ -96,7 +96,7 @@ class Job:
         self._lease = _lease_of(dedupe)
         self.hurry = min(PATIENCE, self._lease / 2)
         self._reported = False
-        self._ask_once = Ask(self._report_once, self._lease)
+        self._ask_once = Ask(self._report_once)
         self._beating = trio.CancelScope()
         self._told: tuple[str, Secret | Exception | None] | None = None
         self.generation = generation
@@ -135,6 +135,19 @@ class Job:
         if not self.lost and not await self._ask_once(self._dedupe, "extend", self._hash, self._id, within=self.hurry):
             self.lost = True
         return not self.lost  # noqa: ASYNC910 - without an answer it was at least asked
+
+    async def told(self) -> None:
+        """Wait until the store knows its outcome, or cannot be told.
+
+        Raises:
+          StoreDown: That takes longer than a fetch can wait.
+        """
+        with trio.move_on_after(half_the_time()):
+            await self.over.wait()
+            return
+        operation = "extend" if self._told is None else self._told[0]
+        self._ask.report(operation, StoreError(f"{operation}() of the fetch before has not ended yet"))
+        raise StoreDown
 
     async def run(self) -> None:  # noqa: ASYNC910 - a task's own work
         """Keep it until it is settled, and tell the store. In a task of the owner's."""

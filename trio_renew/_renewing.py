@@ -122,7 +122,7 @@ class Renewing(Deciding[T]):
         self._fast_alarm: Alarm | None = None
         self._warm_alarm: Alarm | None = None
         self._budget = budget
-        self._ask = Ask(self._storage_failed, self._fetch_timeout)
+        self._ask = Ask(self._storage_failed)
         self._looked = Hold()
         self._sharing: Sharing[T] | None = None
         if share is not None:

@@ -80,8 +80,8 @@ class Share:
     All providers, in whichever process, that share a key of the same stores see one flight: one of them asks the
     source, the others get what it got. One that dies is replaced within a lease of the dedupe store; ``fetch_timeout``
     should exceed that lease. ``clear()`` reaches all of them, and so does a value that ``refresh(stale=...)`` brought.
-    When a store cannot be asked (each call has 5 s, and half of ``fetch_timeout`` before a fetch), every process serves
-    what it holds, fetches for itself, and says so (``StorageFailed`` with the name of the store's method).
+    When a store cannot be asked (each call has 5 s, and before a fetch half of what is left of ``fetch_timeout``), every
+    process serves what it holds, fetches for itself, and says so (``StorageFailed`` with the name of the store's method).
 
     The store then holds the value, as text: a token in plain text, unless the codec encrypts it
     (:func:`encrypted`).
@@ -200,7 +200,7 @@ class Sharing(Generic[T]):
         """Find what the others have; None: it is for us to ask the source."""
         if self._last is not None and self._last.settled:
             # Otherwise we might join our own job of before.
-            await self._last.over.wait()
+            await self._last.told()
         before: Record | None = None
         first = True
         while True:
@@ -213,7 +213,7 @@ class Sharing(Generic[T]):
                 flight.stored = True
                 return _Found(record)
             hash = self.generation.key(generation)
-            registration = await self._ask(self._share.dedupe, "register_or_join", hash, within=self._ask.hurry)
+            registration = await self._ask(self._share.dedupe, "register_or_join", hash)
             if not registration.is_owner:
                 found = await self._join(flight, hash, registration.job_id)
                 if found is not None:
@@ -355,10 +355,9 @@ class Sharing(Generic[T]):
             job.give_up()
 
     async def _read(self, flight: Flight[T, Held[T]]) -> tuple[str, Record | None]:
-        within = self._ask.hurry
-        generation = await self.generation.look(flight, within=within)
+        generation = await self.generation.look(flight)
         key = self.generation.key(generation)
-        record = self._stored(await self._ask(self._share.cache, "get", key, within=within))
+        record = self._stored(await self._ask(self._share.cache, "get", key))
         return generation, record if record is not None and record.generation == generation else None
 
     def _stored(self, text: object) -> Record | None:

@@ -578,6 +578,23 @@ async def test_who_waited_for_a_clear_that_failed_does_not_try_again(autojump_cl
             assert failures(events) == ["set"]
 
 
+async def test_a_clear_in_progress_leaves_time_to_fetch(autojump_clock: MockClock, between: Any) -> None:
+    fetch = ScriptedFetch(Token("a", 100.0), Token("b", 100.0))
+    events: list[Event] = []
+    async with open_memory_stores() as stores:
+        cache = between(stores.cache)
+        share = Share(cache, stores.dedupe, "key")
+        async with open_provider(fetch, share=share, fetch_timeout=4.0, observe=events.append) as provider:
+            await wait_all_tasks_blocked()
+            cache.trouble["set"] = "hang"
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(provider.clear)
+                await wait_all_tasks_blocked()
+                assert text(await provider.get()) == "b"
+                assert trio.current_time() == 2.0
+    assert [e.operation for e in events if isinstance(e, StorageFailed)] == ["set", "set"]
+
+
 async def test_two_clears_at_once(autojump_clock: MockClock, between: Any) -> None:
     async with open_memory_stores() as stores:
         cache = between(stores.cache)

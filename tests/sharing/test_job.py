@@ -15,6 +15,7 @@ import trio_renew._job
 import trio_renew._share
 from trio_renew import (
     AuthToken,
+    Budget,
     Event,
     FetchAbandoned,
     FetchTimeout,
@@ -386,6 +387,67 @@ async def test_there_is_time_left_to_fetch(autojump_clock: MockClock, between: A
         async with open_provider(fetch, share=Share(cache, stores.dedupe, "key"), fetch_timeout=4.0) as provider:
             assert text(await provider.get()) == "a"
             assert trio.current_time() == 3.0
+
+
+@pytest.mark.parametrize(("fetch_timeout", "until"), [(30.0, 11.0), (8.0, 7.0)])
+async def test_there_is_time_left_to_fetch_without_two_stores(
+    autojump_clock: MockClock, between: Any, fetch_timeout: float, until: float
+) -> None:
+    """The server of the share is that of the budget, and hangs: what the one has taken is not there for the other."""
+    fetch = ScriptedFetch(Sleep(1.0, Token("a", 100.0)))
+    events: list[Event] = []
+    async with open_memory_stores() as stores:
+        cache, limit = between(stores.cache), between(stores.adaptive)
+        cache.trouble["get"] = limit.trouble["acquire"] = "hang"
+        async with open_provider(
+            fetch,
+            share=Share(cache, stores.dedupe, "key"),
+            budget=Budget(limit, "source"),
+            fetch_timeout=fetch_timeout,
+            observe=events.append,
+        ):
+            assert trio.current_time() == until
+    assert failures(events) == ["get", "acquire"]
+
+
+@pytest.mark.parametrize(("fetch_timeout", "until"), [(30.0, 10.0), (4.0, 2.0)])
+async def test_an_end_that_is_still_being_told_leaves_time_to_fetch(
+    autojump_clock: MockClock, between: Any, fetch_timeout: float, until: float
+) -> None:
+    fetch = ScriptedFetch(Token("a", 100.0), Token("b", 100.0))
+    events: list[Event] = []
+    async with open_memory_stores() as stores:
+        cache, dedupe = between(stores.cache), between(stores.dedupe)
+        dedupe.trouble["complete"] = "hang"
+        share = Share(cache, dedupe, "key")
+        async with open_provider(fetch, share=share, fetch_timeout=fetch_timeout, observe=events.append) as provider:
+            cache.trouble["get"] = "hang"
+            assert text(await provider.refresh()) == "b"
+            assert trio.current_time() == until
+            assert failures(events)[0] == "complete"
+
+
+async def test_a_peers_value_is_used_although_the_store_hangs_then(autojump_clock: MockClock, between: Any) -> None:
+    fetch = ScriptedFetch(Sleep(3.0, Token("a", 100.0)))
+    events: list[Event] = []
+    async with open_memory_stores() as stores:
+        cache = between(stores.cache)
+        async with (
+            open_provider(fetch, share=share_of(stores), eager=False) as first,
+            open_provider(
+                fetch, share=Share(cache, stores.dedupe, "key"), eager=False, fetch_timeout=4.0, observe=events.append
+            ) as peer,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(into, [], first.get)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(into, [], peer.get)
+            await trio.sleep(1.0)
+            cache.trouble["get"] = "hang"
+            assert text(await peer.get()) == "a"
+            assert trio.current_time() == 3.5
+    assert failures(events) == ["get"]
+    assert fetch.calls == 1
 
 
 async def test_a_write_ends_within_the_lease(autojump_clock: MockClock, between: Any) -> None:
