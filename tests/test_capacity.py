@@ -171,3 +171,16 @@ def test_a_limit_is_a_count(value: Any) -> None:
 def test_a_window_is_positive(value: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="window"):
         RateLimitConfig(window=value)
+
+
+def test_a_scaling_beyond_all_numbers() -> None:
+    assert divide([1], high_activity_threshold=1, moderate_activity_threshold=0, max_user_scaling=1e308) == Capacity(
+        90, 10, True, "High user activity (1 requests/15min) - prioritizing users"
+    )
+
+
+def test_the_largest_limit() -> None:
+    assert RateLimitConfig(limit=2**53).limit == 2**53
+    for limit in (2**53 + 1, 10**400):
+        with pytest.raises(ValueError, match=r"limit must be 0 or more and at most 2\*\*53, not "):
+            RateLimitConfig(limit=limit)

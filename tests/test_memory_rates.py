@@ -280,6 +280,20 @@ async def test_a_clock_that_goes_back_prolongs_nothing_beyond_its_length(kind: s
 
 
 @BOTH
+async def test_a_cooldown_is_dated_at_the_next_look_whatever_was_asked_for(kind: str) -> None:
+    clock = SetClock()
+    async with open_memory_stores(clock=clock, default_config=only(1)) as stores:
+        limits: Any = getattr(stores, kind)
+        await limits.set_cooldown("a", 1010.0)
+        clock.now = 0.0
+        await limits.get_status("b")
+        clock.now = 9.5
+        assert await limits.get_cooldown("a") == 10.0
+        clock.now = 10.0
+        assert await limits.get_cooldown("a") is None
+
+
+@BOTH
 async def test_a_new_config_keeps_what_is_counted(kind: str, autojump_clock: trio.testing.MockClock) -> None:
     async with open_memory_stores(default_config=only(5), resource_configs={"b": only(7)}) as stores:
         limits: Any = getattr(stores, kind)

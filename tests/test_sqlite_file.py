@@ -95,6 +95,16 @@ async def test_a_relative_path_means_the_same_file_for_ever(tmp_path: Path, monk
     assert (tmp_path / "s.db").exists()
 
 
+async def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"path must be what a file can be called, not .*ud800"):
+        async with open_sqlite_stores(tmp_path / "\ud800.db"):
+            raise AssertionError
+    # This is how names that are not UTF-8 look.
+    async with open_sqlite_stores(tmp_path / "\udcff.db") as stores:
+        await stores.cache.set("a", 1, 0)
+        assert await stores.cache.get("a") == 1
+
+
 async def test_a_database_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     async with open_sqlite_stores(":memory:") as stores, open_sqlite_stores(":memory:") as others:

@@ -183,6 +183,21 @@ async def test_a_clock_that_goes_back_prolongs_no_cooldown(tmp_path: Path, kind:
 
 
 @KINDS
+async def test_a_full_window_hides_no_cooldown_from_a_clock_that_goes_back(tmp_path: Path, kind: str) -> None:
+    clock = Hands(5000.0)
+    async with open_sqlite_stores(tmp_path / "s.db", clock=clock, default_config=SMALL) as stores:
+        limits = getattr(stores, kind)
+        args = ("user",) if kind == "adaptive" else ()
+        for _ in range(3):
+            await limits.record("r", *args)
+        await limits.set_cooldown("r", 5005.0)
+        clock.now = 1000.0
+        assert not await limits.can_proceed("r", *args)
+        clock.now = 1010.0
+        assert await limits.acquire("r", *args)
+
+
+@KINDS
 async def test_configs_are_of_this_store_object(tmp_path: Path, kind: str) -> None:
     path, clock = tmp_path / "s.db", Hands()
     configs = {"own": RateLimitConfig(limit=1, window=1.0)}
@@ -352,6 +367,19 @@ async def test_a_division_from_the_future_is_made_anew(tmp_path: Path) -> None:
         raw(tmp_path / "s.db", "DELETE FROM renew_requests")
         # The last user request seems to come from the future: it was a moment ago.
         assert (await limits.get_status("r")).reason.startswith("Low user activity")
+
+
+async def test_users_from_the_future_become_quiet_all_the_same(tmp_path: Path) -> None:
+    clock = Hands(200_000.0)
+    async with open_sqlite_stores(tmp_path / "s.db", clock=clock, default_config=WIDE) as stores:
+        limits = stores.adaptive
+        await limits.record("r", "user")
+        clock.now = 100_000.0
+        assert (await limits.get_status("r")).reason.startswith("Low user activity")
+        clock.now += 1799.0
+        assert (await limits.get_status("r")).reason.startswith("Recent zero activity")
+        clock.now += 30.0
+        assert (await limits.get_status("r")).reason.startswith("Sustained zero activity")
 
 
 async def test_two_may_find_the_division_too_old_at_once(tmp_path: Path) -> None:

@@ -80,8 +80,9 @@ class Share:
     All providers, in whichever process, that share a key of the same stores see one flight: one of them asks the
     source, the others get what it got. One that dies is replaced within a lease of the dedupe store; ``fetch_timeout``
     should exceed that lease. ``clear()`` reaches all of them, and so does a value that ``refresh(stale=...)`` brought.
-    When a store cannot be asked (each call has 5 s, and before a fetch half of what is left of ``fetch_timeout``), every
-    process serves what it holds, fetches for itself, and says so (``StorageFailed`` with the name of the store's method).
+    When a store cannot be asked (each call has 5 s, and before a fetch half of what is left of ``fetch_timeout``),
+    every process serves what it holds, fetches for itself, and says so (``StorageFailed`` with the name of the store's
+    method).
 
     The store then holds the value, as text: a token in plain text, unless the codec encrypts it
     (:func:`encrypted`).

@@ -113,6 +113,9 @@ async def test_what_is_too_large_or_cannot_be_encoded_takes_the_old_value_along(
         with pytest.raises(StoreError, match="cannot encode"):
             await cache.set("a", object(), 60.0)
         assert await cache.get("a") is None
+        # Also where nothing would be kept of it.
+        with pytest.raises(StoreError, match="cannot encode"):
+            await cache.set("a", object(), -1.0)
         assert await cache.invalidate_tag("t") == 0
 
 

@@ -85,6 +85,12 @@ async def test_what_seems_to_come_from_the_future_is_dated_now(server: Server, p
         now = microseconds()
         server.ask("SET", f"{prefix}rc:a", f"0.5 {now + 1_005_000_000} {now + 1_000_000_000}")
         assert await stores.rate_limit.get_cooldown("a") == pytest.approx(now / 1e6 + 5, abs=0.5)
+        # It is dated once, at the first look, and then it runs down.
+        server.ask("SET", f"{prefix}rc:b", f"0.5 {now + 1_000_200_000} {now + 1_000_000_000}")
+        assert await stores.rate_limit.can_proceed("b") is False
+        await trio.sleep(0.25)
+        assert await stores.rate_limit.get_cooldown("b") is None
+        assert await stores.rate_limit.can_proceed("b") is True
         server.ask("HSET", f"{prefix}as:a", "config", "1", "at", str(now + 10**9))
         assert (await stores.adaptive.get_status("a")).reason.startswith("Initial")
 

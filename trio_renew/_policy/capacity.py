@@ -28,6 +28,9 @@ __all__ = (
     "recent_activity",
 )
 
+# Up to here a float is every whole number, and every engine can store them.
+_MOST = 2**53
+
 Trend = Literal["increasing", "stable", "decreasing", "none"]
 
 
@@ -51,8 +54,8 @@ def _positive(instance: object, attribute: attrs.Attribute[Any], value: object) 
 def _count(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{attribute.name} must be a whole number, not {value!r}")
-    if value < 0:
-        raise ValueError(f"{attribute.name} must be 0 or more, not {value!r}")
+    if not 0 <= value <= _MOST:
+        raise ValueError(f"{attribute.name} must be 0 or more and at most 2**53, not {value!r}")
 
 
 def _not_negative(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -77,7 +80,7 @@ class RateLimitConfig:
     """How often something may happen.
 
     Args:
-      limit: How many requests fit into the window; 0: none ever.
+      limit: How many requests fit into the window, at most 2**53; 0: none ever.
       window: Its length in seconds, greater than 0.
 
     Raises:
@@ -178,7 +181,7 @@ def capacity_of(
     least = max(_whole(0.3 * limit), config.min_user_reserved)
     paused = False
     if active >= config.high_activity_threshold:
-        share = min(0.9 * limit, _whole(0.5 * limit * config.max_user_scaling))
+        share = min(0.9 * limit, _whole(min(0.5 * limit * config.max_user_scaling, limit)))
         increasing = activity_trend(users, now, window) == "increasing"
         paused = increasing and config.background_pause_on_increasing_trend
         reason = f"High user activity ({active} requests/{minutes}) - prioritizing users"

@@ -172,16 +172,19 @@ class Rates(Generic[R]):
     def _cooldown(self, resource: str) -> float | None:
         if not self._cooldowns or resource not in self._cooldowns:
             return None
-        until, since = self._cooldowns[resource]
         now = self._life.wall()
-        if since > now:
-            # The clock has gone back: a cooldown lasts no longer than it was meant to.
-            until -= since - now
-            self._cooldowns[resource] = (until, now)
+        self._redate_cooldown(resource, now)
+        until, _ = self._cooldowns[resource]
         if now >= until:
             del self._cooldowns[resource]
             return None
         return until
+
+    def _redate_cooldown(self, resource: str, now: float) -> None:
+        until, since = self._cooldowns[resource]
+        if since > now:
+            # The clock has gone back: a cooldown lasts no longer than it was meant to.
+            self._cooldowns[resource] = (until - (since - now), now)
 
     def _cooldown_wait(self, resource: str) -> float:
         until = self._cooldown(resource)
@@ -248,6 +251,9 @@ class Rates(Generic[R]):
         """Date now what seems to come from the future."""
         for record in self._records.values():
             record.redate(now)
+        # Only a given clock goes back here, and instants are on it, too.
+        for resource in self._cooldowns:
+            self._redate_cooldown(resource, now)
 
     def close(self) -> None:
         """Drop everything."""

@@ -99,9 +99,6 @@ class RedisCacheStore(Generic[T]):
         check_value(value)
         ttl = check_ttl(ttl)
         names = [tag.encode() for tag in check_tags(tags)] if tags != () else []
-        if ttl < 0:
-            await self.delete(hash)
-            return
         try:
             data = self._encode(hash, value)
         except StoreError:
@@ -110,6 +107,9 @@ class RedisCacheStore(Generic[T]):
         finally:
             # Whoever gets a traceback with the locals of our frames must not get a secret.
             del value
+        if ttl < 0:
+            await self.delete(hash)
+            return
         carried = b"[" + b",".join(json.dumps(tag.decode()).encode() for tag in names) + b"]" if names else b""
         await self._room.link.run(
             SET,

@@ -45,19 +45,23 @@ local function expire(key, span) call('PEXPIRE', key, int(math.floor(span / 1000
 )
 
 _COOLING = """
+local function cool(key, till, given)
+  call('SET', key, given .. ' ' .. int(till) .. ' ' .. int(now), 'PXAT', int(math.ceil(till / 1000)))
+end
 local function cooling(key)
   local held = call('GET', key)
   if not held then return 0 end
   local till, since = string.match(held, ' (%d+) (%d+)$')
-  -- A clock that was set back makes a cooldown no longer than it was meant to be.
-  return math.max(0, till - math.max(now, since))
+  if now < tonumber(since) then
+    -- A clock that was set back makes a cooldown no longer than it was meant to be: it was set now.
+    till = till - since + now
+    cool(key, till, string.format('%.6f', till / 1000000))
+  end
+  return math.max(0, till - now)
 end
 local function ending(key)
-  local left = cooling(key)
-  if left == 0 then return '0' end
-  local given, since = string.match(call('GET', key), '^(%S+) %d+ (%d+)$')
   -- As it was given, to the last digit, unless it has become another one.
-  return now >= tonumber(since) and given or string.format('%.6f', (now + left) / 1000000)
+  return cooling(key) == 0 and '0' or string.match(call('GET', key), '^%S+')
 end
 """
 
@@ -83,7 +87,7 @@ elseif what == 'wait' then
   end
   return int(math.max(wait, cooling(cooldown)))
 end
-if count >= limit or cooling(cooldown) > 0 then return 0 end
+if cooling(cooldown) > 0 or count >= limit then return 0 end
 if what == 'acquire' then expire(window, add(window, span, id)) end
 return 1
 """
@@ -190,7 +194,7 @@ if what == 'wait' then
   end
   return int(math.max(wait, cooling(cooldown)))
 end
-if asked + worked >= limit or cooling(cooldown) > 0 then return 0 end
+if cooling(cooldown) > 0 or asked + worked >= limit then return 0 end
 if not user and (paused or worked >= most) then return 0 end
 if what == 'acquire' then return count() end
 return 1
@@ -203,10 +207,7 @@ COOL = Script(
     + _COOLING
     + """
 local till = tonumber(ARGV[1])
-if till > now + cooling(KEYS[1]) then
-  local held = ARGV[2] .. ' ' .. int(till) .. ' ' .. int(now)
-  call('SET', KEYS[1], held, 'PXAT', int(math.ceil(till / 1000)))
-end
+if till > now + cooling(KEYS[1]) then cool(KEYS[1], till, ARGV[2]) end
 return 1
 """
 )

@@ -30,6 +30,7 @@ REMEMBER = 86_400.0
 
 _BACKGROUND = " AND user = 0"
 _SPLIT = 'FROM renew_splits WHERE ns = ? AND resource = ? AND "limit" = ?'
+_FUTURE = "FROM renew_activity WHERE ns = ? AND resource = ? AND last_user > ?"
 _USERS = """SELECT at FROM renew_requests
     WHERE ns = ? AND kind = ? AND resource = ? AND user = 1 AND at + ? > ? ORDER BY at"""
 _ANY_BACKGROUND = """SELECT EXISTS (SELECT 1 FROM renew_requests
@@ -136,13 +137,21 @@ class SQLiteAdaptiveRateLimitStore(Limits):
             super()._config_changes(connection, resource, config)
             connection.execute("DELETE FROM renew_splits WHERE ns = ? AND resource = ?", (self._ns, resource))
 
+    def _window(self, connection: Connection, resource: str, look: Look) -> Window:
+        window = super()._window(connection, resource, look)
+        values = (self._ns, resource, window.seen)
+        if connection.execute(f"SELECT EXISTS (SELECT 1 {_FUTURE})", values).fetchone()[0]:
+            connection.execute(
+                """UPDATE renew_activity SET until = until - (last_user - ?), last_user = ?
+                WHERE ns = ? AND resource = ?""",
+                (window.now, window.now, self._ns, resource),
+            )
+        return window
+
     def _is_free(self, window: Window, user: bool) -> bool:
         # A user's request is not refused by the division, but it is a look: the division is made with it.
         capacity, _ = self._divided(window)
-        connection, (_, _, resource) = window.connection, window.key
-        if window.tally()[0] >= window.config.limit:
-            return False
-        if self._cooldown(connection, resource, window.now, window.seen) is not None:
+        if not self._has_room(window):
             return False
         if user:
             return True
@@ -191,8 +200,8 @@ class SQLiteAdaptiveRateLimitStore(Limits):
         users = self._users(window)
         if not users:
             rows = connection.execute(
-                "SELECT MIN(last_user, ?) FROM renew_activity WHERE ns = ? AND resource = ? AND until > ?",
-                (now, self._ns, resource, seen),
+                "SELECT last_user FROM renew_activity WHERE ns = ? AND resource = ? AND until > ?",
+                (self._ns, resource, seen),
             )
             users = [row[0] for row in rows]
         history = (*window.key, self._keep(window.config), seen)

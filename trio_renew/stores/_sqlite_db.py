@@ -67,6 +67,10 @@ def check_path(path: Any) -> str:
         raise TypeError(f"path must be a str or a path of str, not {path!r}")
     if not text or "\0" in text:
         raise ValueError(f"path must name a file, not {path!r}")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ValueError(f"path must be what a file can be called, not {path!r}") from None
     return text if text == MEMORY else os.path.abspath(text)
 
 

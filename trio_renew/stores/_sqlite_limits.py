@@ -209,6 +209,11 @@ class Limits:
         until = self._cooldown(window.connection, window.key[2], window.now, window.seen)
         return 0.0 if until is None else until - window.now
 
+    def _has_room(self, window: Window) -> bool:
+        # The cooldown first: a look dates it where the clock has gone back, also while the window is full.
+        cooling = self._cooldown(window.connection, window.key[2], window.now, window.seen) is not None
+        return not cooling and window.tally()[0] < window.config.limit
+
     def _count_one(self, window: Window, user: bool) -> None:
         config, now = window.config, window.now
         window.connection.execute(_LEFT, (*window.key, now - config.window + _MARGIN, window.seen))
@@ -280,7 +285,7 @@ class SQLiteRateLimitStore(Limits):
         def work(connection: Connection, look: Look) -> bool:
             with immediate(connection):
                 window = self._window(connection, resource, look)
-                free = self._is_free(window)
+                free = self._has_room(window)
                 if free:
                     self._count_one(window, user=False)
             return free
@@ -291,7 +296,7 @@ class SQLiteRateLimitStore(Limits):
         """Say whether a request may proceed now. A checkpoint."""
         self._key(resource)
         return await self._database.run(
-            lambda connection, look: self._is_free(self._window(connection, resource, look))
+            lambda connection, look: self._has_room(self._window(connection, resource, look))
         )
 
     async def record(self, resource: str) -> None:
@@ -328,7 +333,3 @@ class SQLiteRateLimitStore(Limits):
             return max(wait, self._cooldown_wait(window))
 
         return await self._database.run(work)
-
-    def _is_free(self, window: Window) -> bool:
-        full = window.tally()[0] >= window.config.limit
-        return not full and self._cooldown(window.connection, window.key[2], window.now, window.seen) is None
