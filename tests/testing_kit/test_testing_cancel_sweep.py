@@ -1,10 +1,12 @@
 """Cancellation sweeps find planted defects at the right step, and nothing in sound code."""
 
 import contextlib
+import gc
 import inspect
 import signal
 import threading
 import time
+from functools import partial
 
 import pytest
 import trio
@@ -795,6 +797,34 @@ def test_a_task_that_ignores_everything_is_torn_down():
     with pytest.raises(SweepFailure, match="nobody can go on") as caught:
         cancel_at_every_checkpoint(scenario)
     assert caught.value.step == 1
+
+
+async def shielded():
+    with trio.CancelScope(shield=True):
+        await trio.sleep_forever()
+
+
+async def in_a_nursery():
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep_forever)
+
+
+@pytest.mark.parametrize("wait", [shielded, in_a_nursery, trio.sleep_forever, partial(trio.sleep, 1)])
+def test_a_task_that_never_stops_swallowing_everything_is_torn_down(wait, monkeypatch):
+    monkeypatch.setitem(runs.Run.__init__.__kwdefaults__, "most", 1000)
+
+    async def scenario():
+        while True:
+            try:
+                await wait()
+            except BaseException:
+                pass
+
+    with pytest.raises(SweepFailure, match="it never ends"):
+        cancel_at_every_checkpoint(scenario)
+    # Nor does it go on when it is forgotten.
+    gc.collect()
+    assert cancel_at_every_checkpoint(partial(trio.sleep, 1)).steps == 1
 
 
 def test_a_task_that_spins_and_ignores_cancellation_is_torn_down(monkeypatch):

@@ -10,10 +10,13 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import random
+import sys
 import threading
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 import outcome
@@ -135,14 +138,44 @@ def throw_into(task: trio.lowlevel.Task, kind: type[BaseException]) -> None:
 
 def bury(tasks: list[trio.lowlevel.Task]) -> None:
     """Close the tasks of a run that was torn down, innermost first, where nobody minds how they go."""
+    context: Any = _trio_run.GLOBAL_RUN_CONTEXT
+    told = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        _bury(tasks, context)
+    finally:
+        sys.unraisablehook = told
+
+
+def _bury(tasks: list[trio.lowlevel.Task], context: Any) -> None:
     for task in reversed(tasks):
-        nurseries: Any = task.child_nurseries
-        for nursery in nurseries:
+        inside: Any = task
+        for nursery in inside.child_nurseries:
             nursery._children.clear()  # it would complain about them when it goes
-        # It may answer with anything, and do so again.
-        for _ in range(10):
-            with contextlib.suppress(BaseException):
-                task.coro.close()
+        nested = _awaited_by(inside.coro)
+        # It is to believe that its run goes on: then what it awaits suspends it once more. Outside of a run that would
+        # raise, and who swallows everything would go on for ever.
+        context.runner, context.task = inside._runner, task
+        try:
+            # It may answer with anything, and do so again.
+            for _ in range(10):
+                with contextlib.suppress(BaseException):
+                    task.coro.close()
+        finally:
+            context.__dict__.clear()
+        for coroutine in nested:
+            if coroutine.cr_frame is not None:
+                # There is no end to it. It must not go on when it is forgotten, so it never is.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(coroutine))
+
+
+def _awaited_by(coroutine: Any) -> list[Any]:
+    """Give the coroutines in which a task stands, outermost first."""
+    found: list[Any] = []
+    while isinstance(coroutine, CoroutineType):
+        found.append(coroutine)
+        coroutine = coroutine.cr_await
+    return found
 
 
 def outside_may_wake_it() -> bool:

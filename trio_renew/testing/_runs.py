@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -142,7 +143,8 @@ class Run:
         try:
             trio.run(self._main, clock=self._clock, instruments=[_Probe(self)])
         finally:
-            # Only a run that was torn down leaves any.
+            # Only a run that was torn down leaves any. For them time goes on.
+            vars(self._clock).pop("current_time", None)
             _internals.bury([*self._left_behind, *self.tasks])
             self._left_behind.clear()
             self.tasks.clear()
@@ -281,14 +283,18 @@ class Run:
                 _internals.throw_into(task, _TornDown)
         if self._tellings > 2 * _TELLINGS:
             self._left_behind = tasks
-            self._clock.current_time = _tear_down  # type: ignore[method-assign]
+            vars(self._clock).setdefault("current_time", partial(_tear_down, self._clock.current_time))
 
     def _name(self, task: trio.lowlevel.Task) -> str:
         return _places.name_of(self.scenario) if task is self._main_task else task.name
 
 
-def _tear_down() -> float:
-    raise _TornDown
+def _tear_down(read: Callable[[], float]) -> float:
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        raise _TornDown from None  # in the middle of Trio: a task might swallow it, and go on for ever
+    return read()
 
 
 class _Probe(trio.abc.Instrument):
