@@ -183,3 +183,73 @@ def test_a_secret_that_is_longer_than_the_cut_goes_as_a_whole():
 def test_what_comes_after_the_cut_stays_there():
     described = describe_error(ValueError("long-secret" * 45 + "-----tail"), ["long-secret"])
     assert "tail" not in described
+
+
+class Opaque(list[object]):
+    def __iter__(self):
+        raise RuntimeError("opaque")
+
+
+class Stubborn:
+    __slots__ = ("left", "right")
+
+    def __init__(self) -> None:
+        self.right = "abc"
+
+    @property
+    def __class__(self):
+        raise RuntimeError("opaque")
+
+    def __getattribute__(self, name: str) -> object:
+        if name == "left":
+            raise RuntimeError("opaque")
+        return object.__getattribute__(self, name)
+
+
+class Half:
+    def __init__(self) -> None:
+        self.right = "abc"
+
+    def __getattribute__(self, name: str) -> object:
+        if name == "left":
+            raise RuntimeError("opaque")
+        return object.__getattribute__(self, name)
+
+    __slots__ = ("left", "right")
+
+
+def test_a_value_that_does_not_let_itself_be_looked_at():
+    assert secret_texts(Opaque(["abc"])) == []
+    assert secret_texts(["a", Opaque(["abc"]), "b"]) == ["a", "b"]
+    assert secret_texts(["a", Stubborn(), "b"]) == ["a", "b"]
+    assert secret_texts(Half()) == ["abc"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a secret of its own, " * 50_000,
+        b"a secret of its own, " * 50_000,
+        list(range(1_000_000)),
+        [f"a secret of its own, number {number} of many" for number in range(100_000)],
+        dict.fromkeys(range(100_000), object()),
+    ],
+    ids=["text", "bytes", "numbers", "texts", "objects"],
+)
+def test_large_values_take_no_time(value):
+    started = time.perf_counter()
+    described = describe_error(ValueError(f"rejected: {str(value)[:2000]}"), secret_texts(value))
+    assert time.perf_counter() - started < 0.5
+    assert "secret of" not in described
+
+
+def test_what_overlaps_goes_as_a_whole():
+    assert redact("an abcdef here", ["abcd", "cdef"]) == "an [redacted] here"
+    assert redact("an abcdefgh here", ["abcdefgh", "cdef"]) == "an [redacted] here"
+
+
+def test_a_long_secret_goes_whichever_way_it_is_quoted():
+    secret = "it's " + "opaque " * 200
+    for shown in (secret, secret + '"'):
+        assert describe_error(ValueError(f"bad {shown!r}"), [shown]).startswith("ValueError: bad ")
+        assert "opaque" not in describe_error(ValueError(f"bad {shown!r}"), [shown])

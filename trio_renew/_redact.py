@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set as AbstractSet
 from dataclasses import fields as dataclass_fields, is_dataclass
+from itertools import islice
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -28,8 +29,8 @@ REDACTED = "[redacted]"
 
 #: How many characters of an error's text are kept.
 _KEPT = 500
-#: How deep :func:`secret_texts` looks into a value, and how many texts it takes.
-_DEPTH, _MOST = 6, 1000
+#: How deep :func:`secret_texts` looks into a value, how many parts it looks at, and how many texts it takes.
+_DEPTH, _LOOKS, _MOST = 6, 10_000, 1000
 #: A shorter secret is looked for as a word only: "a" is in every sentence.
 _SHORT = 4
 
@@ -71,44 +72,47 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
       text: The text, of any length.
       secrets: Texts that must not be seen either; empty ones are ignored.
     """
-    pattern, longest = _pattern(secrets)
     kept, cut = text[:_KEPT], len(text) > _KEPT
-    if pattern is not None:
-        # A secret may begin before the cut and end after it.
-        seen = text[: _KEPT + longest]
-        pieces: list[str] = []
-        position = 0
-        for found in pattern.finditer(seen):
-            if found.start() >= _KEPT:
-                break
-            pieces += (seen[position : found.start()], REDACTED)
-            position = found.end()
-        pieces.append(seen[position:_KEPT])
-        kept = "".join(pieces)
+    pieces: list[str] = []
+    position = 0
+    # A secret may begin before the cut and end after it.
+    for start, end in _places(text[: 2 * _KEPT], secrets):
+        if start >= _KEPT:
+            break
+        pieces += (kept[position:start], REDACTED)
+        position = end
+    kept = "".join((*pieces, kept[position:]))
     return _redact_kept(kept, cut=cut)
 
 
 def secret_texts(value: object) -> list[str]:
-    """Collect the texts in a value that should not be seen: all of them, some levels deep."""
-    texts: list[str] = []
-    _collect(value, texts, _DEPTH)
-    return texts
+    """Collect the texts in a value that should not be seen: all of them, some levels deep.
+
+    Whatever the value is, it takes a bounded time and raises no Exception.
+    """
+    looked_at = islice(_look_into(value, _DEPTH), _LOOKS)
+    return list(islice((text for text in looked_at if text is not None), _MOST))
 
 
-def _collect(value: object, texts: list[str], depth: int) -> None:
-    if depth == 0 or len(texts) >= _MOST:
-        return
-    if isinstance(value, Secret):
-        texts.append(value.reveal())
-    elif isinstance(value, str):
-        texts.append(value)
-    elif isinstance(value, (bytes, bytearray)):
-        texts += (bytes(value).decode("utf-8", "replace"), repr(bytes(value))[2:-1])
-    elif isinstance(value, AuthToken):
-        texts.append(value.secret.reveal())
-    else:
-        for part in _parts(value):
-            _collect(part, texts, depth - 1)
+def _look_into(value: object, depth: int) -> Iterator[str | None]:
+    """Give the texts, and None for each value that is looked at."""
+    yield None
+    try:
+        if isinstance(value, Secret):
+            yield value.reveal()
+        elif isinstance(value, str):
+            yield value
+        elif isinstance(value, (bytes, bytearray)):
+            beginning = bytes(value[: 4 * _KEPT])
+            yield beginning.decode("utf-8", "replace")
+            yield repr(beginning)[2:-1]
+        elif isinstance(value, AuthToken):
+            yield value.secret.reveal()
+        elif depth > 1:
+            for part in _parts(value):
+                yield from _look_into(part, depth - 1)
+    except Exception:
+        return  # code of the value's own; there may be anything
 
 
 def _parts(value: object) -> Iterable[object]:
@@ -116,10 +120,10 @@ def _parts(value: object) -> Iterable[object]:
         return (cast("Lease[object]", value).value,)
     if isinstance(value, Mapping):
         # The keys are names.
-        return tuple(cast("Mapping[object, object]", value).values())
+        return cast("Mapping[object, object]", value).values()
     kind = cast("Any", type(value))
     if issubclass(kind, (Sequence, AbstractSet)) and kind not in (range, memoryview):
-        return tuple(cast("Iterable[object]", value))
+        return cast("Iterable[object]", value)
     if is_dataclass(kind):
         names = [field.name for field in dataclass_fields(kind)]
     elif attrs.has(kind):
@@ -129,31 +133,55 @@ def _parts(value: object) -> Iterable[object]:
         slots = [base.__dict__.get("__slots__", ()) for base in kind.__mro__]
         names = [name for given in slots for name in ((given,) if isinstance(given, str) else given)]
         names += getattr(value, "__dict__", ())
-    return [getattr(value, name, None) for name in names]
+    return (_field(value, name) for name in names)
+
+
+def _field(value: object, name: str) -> object:
+    try:
+        return getattr(value, name, None)
+    except Exception:  # as above
+        return None
 
 
 def _forms(secret: str) -> set[str]:
-    """Give the ways in which a text may stand in another one: as it is, escaped, in a URL."""
-    return {
-        secret,
-        repr(secret)[1:-1],
-        json.dumps(secret)[1:-1],
-        quote(secret, safe="", errors="replace"),
+    """Give the ways in which a text may stand in another one: as it is, escaped, in a URL; the beginning is enough."""
+    text = secret[:_KEPT]
+    forms = {
+        text,
+        repr(text)[1:-1],
+        repr(text + "'\"")[1:-4],  # as it is in a text with both kinds of quotes
+        json.dumps(text)[1:-1],
+        quote(text, safe="", errors="replace"),
     }
+    return {form[:_KEPT] for form in forms}
 
 
-def _pattern(secrets: Iterable[str]) -> tuple[re.Pattern[str] | None, int]:
+def _places(text: str, secrets: Iterable[str]) -> list[tuple[int, int]]:
+    """Find where secrets stand in a text: beginning and end, in order; those that overlap are one."""
     forms: set[str] = set()
     for secret in secrets:
         if secret.strip():
             forms |= _forms(secret)
-    if not forms:
-        return None, 0
-    longest_first = sorted(forms, key=len, reverse=True)
-    found = "|".join(
-        re.escape(form) if len(form) >= _SHORT else rf"(?<!\w){re.escape(form)}(?!\w)" for form in longest_first
-    )
-    return re.compile(found), len(longest_first[0])
+    found = sorted((start, start + len(form)) for form in forms for start in _occurrences(text, form))
+    places: list[tuple[int, int]] = []
+    for start, end in found:
+        if places and start < places[-1][1]:
+            start, end = places[-1][0], max(end, places.pop()[1])
+        places.append((start, end))
+    return places
+
+
+def _occurrences(text: str, form: str) -> Iterator[int]:
+    start = text.find(form)
+    while start >= 0:
+        end = start + len(form)
+        if len(form) >= _SHORT or not (_is_word(text[start - 1 : start]) or _is_word(text[end : end + 1])):
+            yield start
+        start = text.find(form, start + 1)
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
 
 
 def describe_error(error: BaseException, secrets: Iterable[str] = ()) -> str:
