@@ -1203,3 +1203,28 @@ async def test_a_cancelled_background_window_starts_nothing(autojump_clock: Mock
         with pytest.raises(trio.WouldBlock):
             provider.get_nowait()
         assert (await provider.get()).secret.reveal() == "new"
+
+
+async def test_a_fetch_that_starts_fenced_takes_no_probes_place(autojump_clock: MockClock) -> None:
+    fetch = ScriptedFetch(Down(), Block(Token("old", 100.0)), then=Token("new", 100.0))
+    handoff = Handoff(hold={2})
+    breaker = BreakerPolicy(threshold=1, cooldown=60.0)
+    events: list[Event] = []
+    got: list[Any] = []
+    async with open_provider_with(
+        handoff, fetch, eager=False, policy=PLAIN(), breaker=breaker, observe=events.append
+    ) as provider:
+        with pytest.raises(Down):
+            await provider.get()
+        await trio.sleep(60.0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(collect, provider.get, got)
+            await handoff.reached(2)
+            await provider.clear()
+            events.clear()
+            handoff.release()
+            await fetch.called(2)
+            # It has started, and observers hear of no probe.
+            assert names(events) == ["FetchStarted"]
+            assert (await provider.get()).secret.reveal() == "new"
+            fetch.release()
