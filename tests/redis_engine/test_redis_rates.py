@@ -293,6 +293,18 @@ async def test_a_division_holds_for_its_interval_and_is_shared(server: Server, p
         assert (await one.adaptive.get_status("a")).reason.startswith("Initial")
 
 
+async def test_a_config_that_is_set_makes_the_division_anew(server: Server, prefix: str) -> None:
+    config = RateLimitConfig(limit=10, window=60.0)
+    async with open_redis_stores(server.url, prefix=prefix, default_config=config) as stores:
+        limits = stores.adaptive
+        assert (await limits.get_status("a")).reason.startswith("Initial")
+        await limits.record("a", "user")
+        assert (await limits.get_status("a")).reason.startswith("Initial")
+        await limits.set_resource_config("a", RateLimitConfig(limit=10, window=30.0))
+        assert (await limits.get_status("a")).reason.startswith("Low user activity")
+        assert (await limits.get_status("a")).remaining == 9
+
+
 async def test_users_borrow_and_the_background_does_not(server: Server, prefix: str) -> None:
     config = RateLimitConfig(limit=10, window=60.0)
     async with open_redis_stores(server.url, prefix=prefix, default_config=config) as stores:

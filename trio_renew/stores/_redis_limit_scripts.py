@@ -236,14 +236,17 @@ return count
 """
 )
 
-#: window ... | span: what is counted is kept for at least so long, because somebody's window has become longer
+#: window ..., division ... | span, number of windows: what is counted is kept for at least so long, because somebody's
+#: window may have become longer; the division is made anew
 KEEP = Script(
     NOW
     + """
-local span = tonumber(ARGV[1])
-for _, key in ipairs(KEYS) do
-  local keep = call('ZSCORE', key, 'w')
-  if keep and tonumber(keep) < span then
+local span, windows = tonumber(ARGV[1]), tonumber(ARGV[2])
+for i, key in ipairs(KEYS) do
+  local keep = i <= windows and call('ZSCORE', key, 'w')
+  if i > windows then
+    call('DEL', key)
+  elseif keep and tonumber(keep) < span then
     call('ZADD', key, int(span), 'w')
     call('PEXPIRE', key, int(math.max(call('PTTL', key), math.floor(span / 1000) + 2)))
   end

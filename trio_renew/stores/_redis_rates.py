@@ -121,8 +121,8 @@ class _Rates:
         """
         check_text("resource", resource)
         check_config(config)
-        keys = [self._room.key(kind, resource) for kind in self._windows]
-        await self._room.link.run(KEEP, keys, max(_microseconds(config.window), self._least))
+        keys = [self._room.key(kind, resource) for kind in (*self._windows, *self._others)]
+        await self._room.link.run(KEEP, keys, max(_microseconds(config.window), self._least), len(self._windows))
         self._configs[resource] = config
 
     async def get_resource_config(self, resource: str) -> RateLimitConfig:
