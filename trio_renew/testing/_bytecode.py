@@ -48,7 +48,8 @@ def exits_of(code: CodeType) -> Exits:
     handlers = _Handlers([entry for entry in _handled(code) if entry[2] not in own])
     harmless = [n for n, step in enumerate(steps) if step.opname.startswith(_CANNOT_RAISE)]
     unseen = frozenset(steps[n].offset for n in harmless if handlers.miss(steps, n))
-    return Exits(leaving, unseen | (ways_back(steps) if sys.version_info >= (3, 12) else frozenset()))
+    lost = ways_back(steps if sys.version_info >= (3, 12) else [])
+    return Exits(leaving, unseen | lost)
 
 
 def ways_back(steps: list[dis.Instruction]) -> frozenset[int]:
