@@ -24,6 +24,8 @@ from trio_renew._values import AuthToken, Lease, Secret
         ("Bearer 'abc' x", "Bearer '[redacted]' x"),
         ("'Authorization': 'Bearer abc'", "'Authorization': 'Bearer [redacted]'"),
         ("invalid bearer token abc rejected", "invalid bearer [redacted] rejected"),
+        ("token=Bearer abc def", "token=[redacted] def"),
+        ("Authorization: Bearer Bearer abc", "Authorization: Bearer [redacted]"),
         ("token=abc", "token=[redacted]"),
         ("access_token=abc&x=1", "access_token=[redacted]&x=1"),
         ("TOKEN=abc def", "TOKEN=[redacted] def"),

@@ -46,7 +46,7 @@ _CREDENTIAL = re.compile(
     )
     (?:
         (\\*) (["'`]) (?=[^\s,;&"'`]) .*? (?: (?=\2\3) | \Z )   # quoted: up to the quote of the same kind
-      | (?: token \s+ )? [^\s,;&"'`]+
+      | (?: (?: token | bearer ) \s+ )* [^\s,;&"'`]+
     )
     """,
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
