@@ -267,7 +267,7 @@ class DedupeStoreContract(LeaseContract):
     async def test_keys_are_independent(self) -> None:
         """Any text is a key of its own."""
 
-        async def scenario(dedupe: Any) -> None:
+        async def scenario(dedupe: Any) -> None:  # noqa: ASYNC910 - there are keys
             keys = ["a", "A", "漢字", "🎉", "a b", "a" * 300]
             jobs = {key: await dedupe.register_or_join(key) for key in keys}
             for number, key in enumerate(keys):

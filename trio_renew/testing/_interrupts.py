@@ -190,7 +190,7 @@ class InterruptedRun(Run):
         if tracer.place is not None:
             with contextlib.suppress(KeyboardInterrupt):
                 await trio.lowlevel.checkpoint()
-        return result
+        return result  # noqa: ASYNC910 - the scenario's own
 
 
 @contextlib.contextmanager

@@ -168,7 +168,7 @@ class Run:
             if self._outer.cancel_called or nothing_but(trio.Cancelled, error):
                 raise
             self.note(error, source)
-            return None  # noqa: ASYNC104
+            return None  # noqa: ASYNC104, ASYNC910
 
     async def play(self) -> object:
         """Run the scenario, with whatever belongs around it."""
@@ -188,7 +188,7 @@ class Run:
             raise NotAsync(f"scenario: an async function of no arguments is needed, not {self.scenario!r}")
         return await started
 
-    async def _look(self, check: Callable[..., object], result: object) -> None:
+    async def _look(self, check: Callable[..., object], result: object) -> None:  # noqa: ASYNC910 - the check's own
         seen = check(result) if takes_an_argument(check) else check()
         if inspect.isawaitable(seen):
             await seen
@@ -366,7 +366,7 @@ class ActingRun(Run):
             assert self.beside is not None
             self.beside.start_soon(self._await, done, name="action")
 
-    async def _await(self, action: Awaitable[object]) -> None:
+    async def _await(self, action: Awaitable[object]) -> None:  # noqa: ASYNC910 - the action's own
         try:
             await action
         except BaseException as error:  # noqa: ASYNC103  # the same

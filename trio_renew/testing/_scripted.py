@@ -217,7 +217,7 @@ class ScriptedFetch:
         await trio.lowlevel.checkpoint()
         return step
 
-    async def called(self, n: int = 1) -> None:
+    async def called(self, n: int = 1) -> None:  # noqa: ASYNC910 - one of the two is
         """Wait until the n-th call has started. A checkpoint, also if it has; cancelling it changes nothing.
 
         Args:
