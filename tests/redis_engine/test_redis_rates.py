@@ -110,6 +110,21 @@ async def test_stores_with_different_windows_do_not_cut_each_other_short(server:
         assert (await one.rate_limit.get_status("a")).remaining == 5
 
 
+async def test_the_longest_times(server: Server, prefix: str) -> None:
+    limit = RateLimitConfig(limit=10, window=1e308)
+    config = AdaptiveConfig(monitoring_window=1e308, recalculation_interval=1e308, sustained_inactivity_threshold=1e308)
+    async with open_redis_stores(
+        server.url, prefix=prefix, lease=1e308, default_config=limit, adaptive_config=config
+    ) as stores:
+        for limits in (stores.rate_limit, stores.adaptive):
+            assert await limits.acquire("a") is True
+            assert (await limits.get_status("a")).remaining == 9
+        await stores.cache.set("a", 1, 1e308)
+        assert await stores.cache.get("a") == 1
+        job = await stores.dedupe.register_or_join("a")
+        assert await stores.dedupe.extend("a", job.job_id) is True
+
+
 async def test_a_limit_of_zero(server: Server, prefix: str) -> None:
     config = RateLimitConfig(limit=0, window=7.0)
     async with open_redis_stores(server.url, prefix=prefix, default_config=config) as stores:

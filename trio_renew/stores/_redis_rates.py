@@ -44,7 +44,7 @@ _LONGEST = 8 * 10**14
 
 
 def _microseconds(seconds: float) -> int:
-    return min(max(round(seconds * 1_000_000), 1), _LONGEST)
+    return max(round(min(seconds, _LONGEST / 1_000_000) * 1_000_000), 1)
 
 
 class _Rates:

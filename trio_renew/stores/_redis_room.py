@@ -37,7 +37,7 @@ _LONGEST = 10**15
 
 def milliseconds(seconds: float) -> int:
     """Give a length of time as the server takes it: at least one."""
-    return min(max(round(seconds * 1000), 1), _LONGEST)
+    return max(round(min(seconds, _LONGEST / 1000) * 1000), 1)
 
 
 class Room:
