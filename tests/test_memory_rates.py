@@ -280,6 +280,37 @@ async def test_a_clock_that_goes_back_prolongs_nothing_beyond_its_length(kind: s
 
 
 @BOTH
+async def test_a_window_that_was_short_for_a_while_forgets_nothing(
+    kind: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    config = AdaptiveConfig(min_user_reserved=0, recalculation_interval=0.001)
+    async with open_memory_stores(default_config=only(10, 60.0), adaptive_config=config) as stores:
+        limits: Any = getattr(stores, kind)
+        now = (await limits.get_status("a")).reset_at
+        for _ in range(3):
+            await limits.record("a")
+        await trio.sleep(20.0)
+        await limits.set_resource_config("a", only(2, 10.0))
+        assert (await limits.get_status("a")).remaining == 2
+        assert (await limits.get_status("a")).reset_at == now + 20.0
+        await limits.record("a")
+        assert (await limits.get_status("a")).remaining == 1
+        assert (await limits.get_status("a")).reset_at == now + 30.0
+        await limits.record("a")
+        assert await limits.get_wait_time("a") == 10.0
+        assert not await limits.acquire("a")
+        assert await limits.cleanup() == 0
+        await limits.set_resource_config("a", only(5, 60.0))
+        assert (await limits.get_status("a")).remaining == 0
+        assert (await limits.get_status("a")).reset_at == now + 60.0
+        assert await limits.get_wait_time("a") == 40.0
+        await trio.sleep(40.0)
+        assert (await limits.get_status("a")).remaining == 3
+        await trio.sleep(20.0)
+        assert (await limits.get_status("a")).remaining == 5
+
+
+@BOTH
 async def test_a_cooldown_is_dated_at_the_next_look_whatever_was_asked_for(kind: str) -> None:
     clock = SetClock()
     async with open_memory_stores(clock=clock, default_config=only(1)) as stores:

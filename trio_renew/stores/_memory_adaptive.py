@@ -2,7 +2,7 @@
 
 Invariants:
 
-* ``times`` of a record are all requests in the window, ``background_times`` those of them that are the background's.
+* ``times`` of a record are all requests, ``background_times`` those of them that are the background's.
 * A division holds for its interval, or until the config of its resource changes; looking makes it.
 * User requests are kept for the monitoring window. The last one of each kind is remembered for longer: the background's
   for the longer one of the two windows, the user's for a day (or the inactivity threshold, if longer).
@@ -19,7 +19,7 @@ from .._policy.capacity import Capacity, RateLimitConfig, capacity_of
 from ..abc import AdaptiveRateLimitStatus
 from ._common import check_priority, check_text
 from ._memory_life import seconds_until
-from ._memory_rates import Rates, Requests
+from ._memory_rates import Rates, Requests, in_window
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,7 +41,7 @@ class _Activity(Requests):
 
     def __init__(self) -> None:
         super().__init__()
-        #: Of the requests in the window, those of the background.
+        #: Of the requests, those of the background.
         self.background_times: deque[float] = deque()
         #: User requests in the monitoring window.
         self.users: deque[float] = deque()
@@ -51,10 +51,12 @@ class _Activity(Requests):
         self.computed_at = 0.0
 
     def prune(self, now: float, window: float) -> int:
-        background = self.background_times
-        while background and now >= background[0] + window:
-            background.popleft()
+        self.prune_background(now, window)
         return super().prune(now, window)
+
+    def prune_background(self, now: float, window: float) -> int:
+        """Drop the background's requests that can count no more; says how many are in the window."""
+        return in_window(self.background_times, now, window, self.keep)
 
     def prune_users(self, now: float, window: float) -> int:
         """Drop the user requests that have left the monitoring window; says how many are left."""
@@ -114,7 +116,7 @@ class MemoryAdaptiveRateLimitStore(Rates[_Activity]):
         count = record.prune(now, config.window)
         return AdaptiveRateLimitStatus(
             remaining=max(0, config.limit - count),
-            reset_at=self._reset_at(record, config),
+            reset_at=self._reset_at(record, count, config),
             limit=config.limit,
             user_reserved=capacity.user_reserved,
             background_max=capacity.background_max,
@@ -138,8 +140,9 @@ class MemoryAdaptiveRateLimitStore(Rates[_Activity]):
         else:
             wait = self._window_wait(record.times, count, config.limit, config, now)
             if priority == "background":
-                mine = record.background_times
-                wait = max(wait, self._window_wait(mine, len(mine), capacity.background_max, config, now))
+                mine = record.prune_background(now, config.window)
+                times, most = record.background_times, capacity.background_max
+                wait = max(wait, self._window_wait(times, mine, most, config, now))
         return max(wait, self._cooldown_wait(resource))
 
     @enable_ki_protection
@@ -158,7 +161,8 @@ class MemoryAdaptiveRateLimitStore(Rates[_Activity]):
             return False
         if priority == "user":
             return True
-        return not capacity.background_paused and len(record.background_times) < capacity.background_max
+        mine = record.prune_background(now, config.window)
+        return not capacity.background_paused and mine < capacity.background_max
 
     @enable_ki_protection
     def _record(self, resource: str, priority: Priority, now: float) -> None:
@@ -199,16 +203,15 @@ class MemoryAdaptiveRateLimitStore(Rates[_Activity]):
         last = record.last_background
         return () if last is None or now >= last + history else (last,)
 
-    def _config_changed(self, resource: str) -> None:
-        record = self._records.get(resource)
-        if record is not None:
-            record.capacity = None
+    def _config_changed(self, record: _Activity) -> None:
+        record.capacity = None
 
     def _is_over(self, resource: str, record: _Activity, now: float) -> bool:
         config, adaptive = self._config(resource), self._adaptive
         remembered = max(REMEMBER, adaptive.sustained_inactivity_threshold)
+        record.prune(now, config.window)
         return not (
-            record.prune(now, config.window)
+            record.times
             or record.prune_users(now, adaptive.monitoring_window)
             or self._background_known(record, config, now)
             or (record.last_user is not None and now < record.last_user + remembered)

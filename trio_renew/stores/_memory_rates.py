@@ -2,7 +2,9 @@
 
 Invariants:
 
-* Requests are in the order in which they were counted; each counts while less than the window has passed since.
+* Requests are in the order in which they were counted; each counts while less than the window has passed since. They
+  are kept for the longest window that they were counted in, because a window that was made shorter may become longer
+  again.
 * Looking never makes state for a resource.
 * What is kept for a resource goes when nothing of it can matter any more: its requests with their window, a cooldown
   at its end.
@@ -11,7 +13,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from trio.lowlevel import enable_ki_protection
@@ -28,7 +30,7 @@ from ._common import (
 from ._memory_life import seconds_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection
 
     from .._policy.capacity import RateLimitConfig
     from ._common import Options
@@ -37,20 +39,29 @@ if TYPE_CHECKING:
 __all__ = ("MemoryRateLimitStore", "Rates", "Requests")
 
 
-class Requests:
-    """The requests of one resource that are in its window."""
+def in_window(times: deque[float], now: float, window: float, keep: float) -> int:
+    """Count what is in the window, and drop what has left it and is older than ``keep``, too."""
+    longest = max(window, keep)
+    while times and now >= times[0] + longest:
+        times.popleft()
+    if keep <= window:
+        return len(times)
+    return sum(1 for _ in takewhile(lambda at: now < at + window, reversed(times)))
 
-    __slots__ = ("times",)
+
+class Requests:
+    """The requests of one resource, the last ones of them in its window."""
+
+    __slots__ = ("keep", "times")
 
     def __init__(self) -> None:
         self.times: deque[float] = deque()
+        #: The longest window before the one of now.
+        self.keep = 0.0
 
     def prune(self, now: float, window: float) -> int:
-        """Drop those that have left the window; says how many are left."""
-        times = self.times
-        while times and now >= times[0] + window:
-            times.popleft()
-        return len(times)
+        """Drop those that can count no more; says how many are in the window."""
+        return in_window(self.times, now, window, self.keep)
 
     def redate(self, now: float) -> None:
         """Date now what seems to come from the future."""
@@ -156,10 +167,13 @@ class Rates(Generic[R]):
 
     @enable_ki_protection
     def _set_config(self, resource: str, config: RateLimitConfig) -> None:
+        record, before = self._records.get(resource), self._config(resource)
         self._configs[resource] = config
-        self._config_changed(resource)
+        if record is not None:
+            record.keep = max(record.keep, before.window)
+            self._config_changed(record)
 
-    def _config_changed(self, resource: str) -> None:
+    def _config_changed(self, record: R) -> None:
         """Let what was derived from the old config go."""
 
     @enable_ki_protection
@@ -190,17 +204,17 @@ class Rates(Generic[R]):
         until = self._cooldown(resource)
         return 0.0 if until is None else seconds_until(until, self._life.wall())
 
-    def _window_wait(self, times: Iterable[float], count: int, most: int, config: RateLimitConfig, now: float) -> float:
-        """Give the seconds until fewer than ``most`` of these ``count`` requests are in the window."""
+    def _window_wait(self, times: Collection[float], count: int, most: int, config: RateLimitConfig, now: float) -> float:
+        """Give the seconds until fewer than ``most`` of these, of which ``count`` are in the window, are in it."""
         if count < most:
             return 0.0
-        leaves = next(islice(times, count - most, None))
+        leaves = next(islice(times, len(times) - most, None))
         return seconds_until(leaves + config.window, now)
 
-    def _reset_at(self, record: R | None, config: RateLimitConfig) -> float:
-        if record is None or not record.times:
+    def _reset_at(self, record: R | None, count: int, config: RateLimitConfig) -> float:
+        if record is None or not count:
             return self._life.wall()
-        return self._life.instant(record.times[0] + config.window)
+        return self._life.instant(record.times[-count] + config.window)
 
     def _count(self, resource: str, config: RateLimitConfig, now: float) -> int:
         record = self._records.get(resource)
@@ -245,7 +259,8 @@ class Rates(Generic[R]):
         return removed, more
 
     def _is_over(self, resource: str, record: R, now: float) -> bool:
-        return not record.prune(now, self._config(resource).window)
+        record.prune(now, self._config(resource).window)
+        return not record.times
 
     def redate(self, now: float) -> None:
         """Date now what seems to come from the future."""
@@ -292,7 +307,7 @@ class MemoryRateLimitStore(Rates[Requests]):
         count = self._count(resource, config, self._life.now())
         return RateLimitStatus(
             remaining=max(0, config.limit - count),
-            reset_at=self._reset_at(self._records.get(resource), config),
+            reset_at=self._reset_at(self._records.get(resource), count, config),
             limit=config.limit,
         )
 
