@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import dataclasses
 import gc
 import signal
 import traceback
@@ -24,10 +25,11 @@ from trio_renew import (
     ReentrantFetchError,
     RefreshPolicy,
     ServedExpired,
+    _raising,
     open_provider,
     open_resource,
 )
-from trio_renew._owner import Owner, hosting
+from trio_renew._owner import Owner, hosting, owning
 from trio_renew.lowlevel import open_provider_with, open_resource_with
 from trio_renew.testing import Block, Handoff, ScriptedFetch, Sleep, Stubborn, Token, until
 
@@ -1228,3 +1230,118 @@ async def test_a_fetch_that_starts_fenced_takes_no_probes_place(autojump_clock: 
             assert names(events) == ["FetchStarted"]
             assert (await provider.get()).secret.reveal() == "new"
             fetch.release()
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    """What does not let its traceback be written to."""
+
+    code: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenWild(BaseException):
+    code: int
+
+
+@pytest.mark.parametrize("kind", ["resource", "provider"])
+async def test_an_error_that_cannot_be_changed_is_an_error_as_any_other(kind: str, autojump_clock: MockClock) -> None:
+    fetch = ScriptedFetch(Frozen(1), Sleep(1.0, Frozen(2)), "a")
+    async with opened(kind, fetch) as resource:
+        with pytest.raises(Frozen) as info:
+            await resource.get()
+        assert info.value.code == 1
+        got: list[Any] = []
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(collect, resource.get, got)
+        assert got == [Frozen(2)] * 3
+        assert await resource.get() == "a"
+
+
+async def test_an_error_that_cannot_be_changed_leaves_as_itself(autojump_clock: MockClock) -> None:
+    with pytest.raises(Frozen):
+        async with open_provider(ScriptedFetch(Frozen(1))):
+            raise AssertionError
+    for error in (Frozen(2), FrozenWild(3)):
+        with pytest.raises(type(error)) as info:
+            async with open_resource(ScriptedFetch()):
+                raise error
+        assert info.value is error
+        assert [entry.name for entry in info.traceback] == ["test_an_error_that_cannot_be_changed_leaves_as_itself"]
+    events: list[Event] = []
+    with pytest.raises(FrozenWild) as crash:
+        async with open_resource(ScriptedFetch(FrozenWild(4)), observe=events.append) as resource:
+            await resource.get()
+    assert isinstance(crash.value.__context__, trio.ClosedResourceError)
+    assert names(events)[-1] == "OwnerClosed"
+
+
+async def test_what_ends_a_generator_leaves_the_body_as_itself() -> None:
+    stop = StopAsyncIteration("mine")
+    with pytest.raises(StopAsyncIteration) as info:
+        async with open_resource(ScriptedFetch()):
+            raise stop
+    assert info.value is stop
+
+    async def ended() -> AsyncGenerator[None, None]:
+        raise stop
+        yield
+
+    with pytest.raises(RuntimeError, match="raised StopAsyncIteration"):  # a generator of the user's own
+        async with open_resource(ScriptedFetch()):
+            await anext(ended())
+    with pytest.raises(RuntimeError, match="raised StopAsyncIteration"):
+        async with open_provider(lambda: anext(ended())):
+            raise AssertionError
+
+
+async def test_an_owner_is_opened_once() -> None:
+    manager = open_resource(ScriptedFetch())
+    async with manager:
+        with pytest.raises(RuntimeError, match="entered once"):
+            await manager.__aenter__()
+    with pytest.raises(RuntimeError, match="entered once"):
+        async with manager:
+            raise AssertionError
+
+
+async def test_a_generator_that_keeps_what_the_body_raises() -> None:
+    @owning
+    async def keeping() -> AsyncGenerator[None, None]:
+        try:
+            yield
+        except Down:
+            pass
+
+    async with keeping():
+        raise Down
+
+
+@pytest.mark.filterwarnings("ignore:.*strict_exception_groups:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::trio.TrioDeprecationWarning")
+def test_a_run_that_is_not_strict_about_groups() -> None:
+    events: list[Event] = []
+
+    async def main() -> None:
+        async with open_resource(ScriptedFetch(), observe=events.append):
+            trio.lowlevel.enable_ki_protection(lambda: signal.raise_signal(signal.SIGINT))()
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main, strict_exception_groups=False)
+    assert names(events) == ["OwnerClosed"]
+
+
+async def test_an_instance_that_is_raised_again_and_again_takes_no_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_raising, "_LONGEST", 20)
+    error = Down()
+
+    async def fetch() -> str:
+        raise error
+
+    async with open_resource(fetch) as resource:
+        for _ in range(50):
+            with pytest.raises(Down) as info:
+                await resource.get()
+            assert len(list(traceback.walk_tb(info.value.__traceback__))) < 40
+            assert "fetch" in [entry.name for entry in info.traceback]

@@ -880,9 +880,13 @@ async def test_an_async_function_where_a_plain_one_is_meant(argument: str) -> No
     async def wrong(*args: object) -> float:
         raise AssertionError
 
-    with pytest.raises(TypeError, match=f"{argument} must be .*async"):
-        async with open_provider(ScriptedFetch(), **{argument: wrong}):  # type: ignore[arg-type]
-            raise AssertionError
+    class Wrong:
+        __call__ = wrong
+
+    for value in (wrong, partial(wrong, 1), Wrong()):
+        with pytest.raises(TypeError, match=f"{argument} must be .*async"):
+            async with open_provider(ScriptedFetch(), **{argument: value}):  # type: ignore[arg-type]
+                raise AssertionError
 
 
 @pytest.mark.parametrize("mint", [5, "mint", lambda x, y: None, object()])

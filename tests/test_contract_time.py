@@ -26,6 +26,7 @@ from trio_renew import (
     open_resource,
 )
 from trio_renew._clock import under_test_clock, wall_now
+from trio_renew.lowlevel import Open, open_provider_with, open_resource_with
 from trio_renew.testing import ScriptedFetch, Sleep, Token, until
 
 if TYPE_CHECKING:
@@ -46,12 +47,13 @@ class Wall:
         self.offset = 0.0
         self.looks = 0
         self.jump_at = 0
+        self.jump = 3600.0
         monkeypatch.setattr(time, "time", self)
 
     def __call__(self) -> float:
         self.looks += 1
         if self.looks == self.jump_at:
-            self.offset += 3600.0
+            self.offset += self.jump
         return self.real() + self.offset
 
 
@@ -124,6 +126,21 @@ async def test_a_machine_suspended_between_checkpoint_and_reading(monkeypatch: p
             assert text(await provider.get()) == str(source.calls)
         assert source.calls == 3
         assert wall.looks > looks
+
+
+async def test_a_hit_whose_value_becomes_due_at_its_checkpoint_makes_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall = Wall(monkeypatch)
+    source = Source(wall)
+    async with open_provider(source, policy=PLAIN()) as provider:
+        provider.get_nowait()
+        wall.jump_at = wall.looks + 2  # the first look of the hit is before its checkpoint
+        wall.jump = 3000.0
+        task = trio.lowlevel.current_task()
+        before = (task._schedule_points, task._cancel_points)
+        assert text(await provider.get()) == "1"
+        assert (task._schedule_points - before[0], task._cancel_points - before[1]) == (1, 1)
+        await wait_all_tasks_blocked()
+        assert source.calls == 2
 
 
 async def test_a_due_value_is_noticed_after_a_step_of_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,6 +392,107 @@ async def test_going_back_prolongs_no_permanent_failure_beyond_its_length(autoju
         assert text(await provider.get()) == "a"
 
 
+async def test_going_back_prolongs_no_ttl_beyond_its_length(autojump_clock: MockClock) -> None:
+    clock = Given(5000.0)
+    fetch = ScriptedFetch("a", "b", "c")
+    async with open_provider(fetch, clock=clock, policy=PLAIN(ttl=60.0), eager=False) as provider:
+        clock.now = 4000.0
+        provider.status()  # nothing is held that could be prolonged
+        clock.now = 5000.0
+        assert await provider.get() == "a"
+        clock.now = 1000.0
+        assert provider.get_nowait() == "a"
+        status = provider.status()
+        assert (status.issued_at, status.due_at, status.expires_at) == (1000.0, 1030.0, 1060.0)
+        clock.now = 1040.0
+        clock.now = 1020.0  # back, but not before its beginning
+        assert provider.get_nowait() == "a"
+        assert provider.status().expires_at == 1060.0
+        clock.now = 1060.0
+        with pytest.raises(trio.WouldBlock):
+            provider.get_nowait()
+        assert await provider.get() == "b"
+
+
+async def test_an_expiry_of_its_own_is_not_moved_by_a_clock_that_goes_back(autojump_clock: MockClock) -> None:
+    clock = Given(5000.0)
+    async with open_provider(ScriptedFetch(AuthToken("a", 5060.0)), clock=clock, policy=PLAIN(ttl=60.0)) as provider:
+        clock.now = 1000.0
+        provider.get_nowait()
+        assert provider.status().expires_at == 5060.0
+
+
+async def test_a_ttl_of_while_the_clock_was_ahead_is_not_prolonged_when_it_heals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wall = Wall(monkeypatch)
+    wall.offset = 86_400.0
+    lives: list[Any] = [None, "garbage"]
+
+    async def mint() -> str:
+        return "a"
+
+    policy = PLAIN(ttl=60.0)
+    async with open_provider(mint, policy=policy, expires_at=lambda _: lives.pop(0)) as provider:
+        wall.offset = 0.0
+        with pytest.raises(ValueError, match="expires_at"):
+            await provider.refresh()  # a fresh value, though of no use: from here on the wall clock counts
+        end = provider.status().expires_at
+        assert end is not None
+        assert end <= REAL() + 60.0
+        assert provider.get_nowait() == "a"
+
+
+async def test_a_breaker_that_is_looked_at_after_the_clock_went_back(autojump_clock: MockClock) -> None:
+    clock = Given(5000.0)
+    policy, breaker = PLAIN(), BreakerPolicy(threshold=1, cooldown=60.0)
+    async with open_provider(
+        ScriptedFetch(Down()), clock=clock, policy=policy, breaker=breaker, eager=False
+    ) as provider:
+        with pytest.raises(Down):
+            await provider.get()
+        clock.now = 1000.0
+        status = provider.status()
+        assert (status.breaker, status.next_attempt_at) == (Open(1060.0), 1060.0)
+    assert provider.status().breaker == Open(1060.0)
+
+
+async def test_a_start_is_told_also_when_the_clock_cannot_be_read(autojump_clock: MockClock) -> None:
+    clock = Given()
+    events: list[Event] = []
+
+    async def hook() -> None:
+        if fetch.calls:
+            clock.error = OSError("the clock")
+            raise Down
+
+    fetch = ScriptedFetch(AuthToken("a", 1100.0))
+    async with open_provider_with(hook, fetch, clock=clock, policy=PLAIN(), observe=events.append) as provider:
+        clock.now = 1080.0
+        provider.get_nowait()
+        await wait_all_tasks_blocked()
+        clock.error = None
+        assert text(provider.get_nowait()) == "a"
+        assert [type(event) for event in events[2:]] == [FetchStarted, FetchFailed]
+
+
+@pytest.mark.parametrize("open_with", [open_resource_with, open_provider_with])
+async def test_a_fetch_during_which_the_clock_cannot_be_read(open_with: Any, autojump_clock: MockClock) -> None:
+    clock = Given()
+    events: list[Event] = []
+
+    async def hook() -> None:
+        clock.error = OSError("the clock")
+
+    kwargs: dict[str, Any] = {} if open_with is open_resource_with else {"eager": False}
+    fetch = ScriptedFetch(then=AuthToken("a", 1100.0))
+    async with open_with(hook, fetch, clock=clock, observe=events.append, **kwargs) as resource:
+        with pytest.raises(OSError, match="the clock"):
+            await resource.get()
+        assert [type(event) for event in events] == [FetchStarted, FetchFailed]
+        assert not resource.status().closed
+
+
 async def test_going_back_keeps_nothing_warm_beyond_its_length(autojump_clock: MockClock) -> None:
     clock = Given(100_000.0)
     fetch = ScriptedFetch(AuthToken("a", 100_100.0), then=Down())
@@ -391,7 +509,14 @@ async def test_going_back_keeps_nothing_warm_beyond_its_length(autojump_clock: M
 
 @pytest.mark.parametrize(
     ("reading", "error"),
-    [(math.nan, ValueError), (math.inf, ValueError), ("12", TypeError), (None, TypeError), (True, TypeError)],
+    [
+        (math.nan, ValueError),
+        (math.inf, ValueError),
+        (10**400, ValueError),
+        ("12", TypeError),
+        (None, TypeError),
+        (True, TypeError),
+    ],
 )
 async def test_a_given_clock_that_talks_nonsense_is_named(
     reading: Any, error: type[Exception], autojump_clock: MockClock
@@ -412,6 +537,8 @@ async def test_a_given_clock_that_talks_nonsense_is_named(
         provider.status()
         clock.now = 1000
         assert text(await provider.get()) == "a"
+        await provider.refresh()
+        assert isinstance((await provider.lease()).issued_at, float)
 
 
 async def test_a_given_clock_that_raises_ends_nothing(autojump_clock: MockClock) -> None:

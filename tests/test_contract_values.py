@@ -148,6 +148,15 @@ def test_the_family_of_errors() -> None:
         assert (type(again), vars(again)) == (type(made), vars(made))
 
 
+async def is_one(*args: object) -> float:
+    return 1.0
+
+
+class AsyncCall:
+    async def __call__(self, *args: object) -> float:
+        return 1.0
+
+
 @pytest.mark.parametrize(
     ("kwargs", "error"),
     [
@@ -162,6 +171,10 @@ def test_the_family_of_errors() -> None:
         ({"jitter": -0.1}, ValueError),
         ({"jitter": math.nan}, ValueError),
         ({"jitter": False}, TypeError),
+        ({"jitter": is_one}, TypeError),
+        ({"refresh_before": is_one}, TypeError),
+        ({"permanent": is_one}, TypeError),
+        ({"permanent": AsyncCall()}, TypeError),
         ({"leeway": -1.0}, ValueError),
         ({"leeway": math.nan}, ValueError),
         ({"leeway": None}, TypeError),

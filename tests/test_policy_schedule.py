@@ -251,3 +251,14 @@ def test_a_predicate_that_raises_is_logged_without_its_text(caplog):
         "the predicate of RefreshPolicy(permanent=...) raised RuntimeError for KeyError; taken as a no"
     )
     assert "opaque" not in caplog.text
+
+
+def test_a_refresh_at_of_any_size_counts_as_one():
+    assert due_at(RefreshPolicy(refresh_at=10**400, refresh_floor=0.0), 0.0, 1000.0, 0.0) == 1000.0
+    assert due_at(RefreshPolicy(refresh_at=10**400, refresh_floor=0.0), 0.0, 1000.0, 1.0) == 1000.0
+
+
+@pytest.mark.parametrize("share", [None, "0.1", True])
+def test_a_function_for_jitter_that_gives_garbage_is_named(share):
+    with pytest.raises(TypeError, match="jitter"):
+        sample_jitter(RefreshPolicy(jitter=lambda: share))

@@ -17,8 +17,8 @@ from random import random
 from typing import TYPE_CHECKING
 
 from ._events import BreakerChanged
-from ._flight import raise_shared
 from ._policy.breaker import Closed, HalfOpen, Open, admit, record_failure, record_success, same_to_observers
+from ._raising import raise_shared
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -116,9 +116,11 @@ class Caution:
             self._breaker = Open(now + policy.cooldown)
         return self._breaker
 
-    def breaker(self) -> Closed | Open | HalfOpen | None:
-        """The breaker's state, for people; None: there is none."""
-        return None if self._breaker_policy is None else self._breaker
+    def breaker(self, now: float | None) -> Closed | Open | HalfOpen | None:
+        """The breaker's state, for people; None: there is none. Without a clock, as it was left."""
+        if self._breaker_policy is None:
+            return None
+        return self._breaker if now is None else self.breaker_at(now)
 
     def not_before(self, now: float) -> float:
         """Before this instant no background refresh starts, whatever the breaker says."""

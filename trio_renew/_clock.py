@@ -13,7 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import time
-from math import isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING
 
 import trio
@@ -65,7 +65,7 @@ class Clock:
       given: The user's clock; then it is the only one that is read.
     """
 
-    __slots__ = ("_given", "_last", "_since", "_wall", "now", "steady", "wall_based")
+    __slots__ = ("_anchor", "_given", "_last", "now", "steady", "wall_based", "went_back")
 
     #: Read the time, in POSIX seconds.
     now: Callable[[], float]
@@ -73,9 +73,12 @@ class Clock:
     wall_based: bool
     #: Whether it advances exactly with Trio's clock, so that sleeping lands on an instant.
     steady: bool
+    #: Called with the new reading where that is before an earlier one: what is given seconds may have to be moved.
+    went_back: Callable[[float], None] | None
 
     def __init__(self, given: Callable[[], float] | None = None) -> None:
-        self._wall = self._since = 0.0
+        self._anchor: tuple[float, float] | None = None
+        self.went_back = None
         self.wall_based = self.steady = False
         self._last = 0.0
         if given is not None:
@@ -92,7 +95,7 @@ class Clock:
     @property
     def anchor(self) -> tuple[float, float]:
         """Where the wall clock counts: a reading of it, and Trio's time then."""
-        return self._wall, self._since
+        return self._anchor or (0.0, 0.0)
 
     def last(self) -> float:
         """Read it where nothing may fail: a given clock that does is taken to stand still."""
@@ -107,18 +110,31 @@ class Clock:
             return 0.0
         wall, since = time.time(), trio.current_time()
         # The reading that this one replaces; none the first time.
-        before = max(wall, self._wall + (since - self._since)) if self._since else wall
-        self._wall, self._since = wall, since
+        before = wall if self._anchor is None else max(wall, self._anchor[0] + (since - self._anchor[1]))
+        self._anchor = wall, since
+        if wall < before:
+            self._tell_back(wall)
         return wall - before
 
     def _read_given(self) -> float:
         now = self._given()
         if isinstance(now, bool) or not isinstance(now, (int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"clock must return POSIX seconds, but it returned a {type(now).__name__}")
+        try:
+            now = float(now)
+        except OverflowError:
+            now = inf
         if not isfinite(now):
             raise ValueError(f"clock must return POSIX seconds, but it returned {now!r}")
-        self._last = now
+        before, self._last = self._last, now
+        if now < before:
+            self._tell_back(now)
         return now
 
+    def _tell_back(self, now: float) -> None:
+        if self.went_back is not None:
+            self.went_back(now)
+
     def _later_of_both(self) -> float:
-        return max(time.time(), self._wall + (trio.current_time() - self._since))
+        wall, since = self.anchor
+        return max(time.time(), wall + (trio.current_time() - since))

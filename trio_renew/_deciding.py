@@ -85,12 +85,13 @@ class Deciding(Keeping[T]):
         return held.value
 
     @enable_ki_protection
-    async def _obtain(self, reason: Reason | None = None) -> Held[T] | None:
+    async def _obtain(self, reason: Reason | None = None, *, waited: bool = False) -> Held[T] | None:
         """Get a good value, by whatever it takes; None: the fetch had none.
 
-        Its one checkpoint comes before the decision where the value is there, and is the waiting where it is not.
+        Its one checkpoint comes before the decision where the value is there, and is the waiting where it is not; who
+        has ``waited`` already has made it.
         """
-        waited = spoilt = False
+        spoilt = False
         while True:
             self._owner.check()
             now = self._clock.now()

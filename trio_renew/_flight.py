@@ -37,6 +37,7 @@ from trio.lowlevel import enable_ki_protection
 
 from ._errors import FetchTimeout, ReentrantFetchError
 from ._events import FetchAbandoned
+from ._raising import raise_shared, set_traceback, without_our_frames
 from ._user import call_user
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from ._events import Reason
     from ._owner import Alarm, Owner
 
-__all__ = ("Flight", "Home", "State", "current_flights", "raise_shared", "refuse_reentry")
+__all__ = ("Flight", "Home", "State", "current_flights", "refuse_reentry")
 
 T = TypeVar("T")
 H = TypeVar("H")  # what a home keeps of a value
@@ -95,27 +96,6 @@ class Home(Protocol[T, H]):
 
     def _flight_release(self, flight: Flight[T, H], /) -> None:
         """The flight no longer occupies its home."""
-
-
-def raise_shared(error: BaseException, traceback: TracebackType | None, context: BaseException | None) -> NoReturn:
-    """Raise one error in one of many callers, with the fetch's own traceback and nobody else's frames."""
-    # One instance for all: copying would lose what a foreign exception keeps outside of its args. Set back each time,
-    # it does not grow with the number of callers.
-    error.__context__ = context
-    try:
-        raise error.with_traceback(traceback)
-    finally:
-        del error, traceback, context
-
-
-_OUR_PACKAGES = (__package__, f"{__package__}._keyed")
-
-
-def _users_part(traceback: TracebackType | None) -> TracebackType | None:
-    """Drop our own leading frames: they would keep the flight, and so its value, alive."""
-    while traceback is not None and traceback.tb_frame.f_globals.get("__package__") in _OUR_PACKAGES:
-        traceback = traceback.tb_next
-    return traceback
 
 
 class Flight(Generic[T, H]):
@@ -411,7 +391,8 @@ class Flight(Generic[T, H]):
 
     def _answer(self, error: BaseException) -> None:
         self.error = error
-        error.__traceback__ = self._traceback = _users_part(error.__traceback__)
+        self._traceback = without_our_frames(error.__traceback__)
+        set_traceback(error, self._traceback)
         self._context = error.__context__
         self.answered = True
 

@@ -2,7 +2,8 @@
 
 Invariants:
 
-* A :class:`Held` is made when a value arrives and never changes but for its generation, which it gets when it is kept.
+* A :class:`Held` is made when a value arrives. It gets its generation when it is kept. Its instants change only where
+  its life is one that we gave it, and the clock goes back before its beginning (:meth:`Held.bring_back`).
 * Instants are on the owner's clock. ``good_until`` and ``due_at`` are infinity where the value never ends.
 """
 
@@ -38,10 +39,11 @@ class Held(Generic[T]):
       expires_at: Its true end, or None.
       due_at: From when on it should be renewed, or None.
       good_until: Until when it is handed out without waiting for a better one; infinity: always.
+      by_ttl: Its life is so many seconds because we said so: it has no expiry of its own.
       generation: The owner's generation that it began; 0 until it is kept.
     """
 
-    __slots__ = ("due_at", "expires_at", "generation", "good_until", "issued_at", "value")
+    __slots__ = ("by_ttl", "due_at", "expires_at", "generation", "good_until", "issued_at", "value")
 
     def __init__(
         self,
@@ -51,13 +53,24 @@ class Held(Generic[T]):
         expires_at: float | None = None,
         due_at: float | None = None,
         good_until: float | None = None,
+        by_ttl: bool = False,
     ) -> None:
         self.value: T = value
         self.issued_at: float = issued_at
         self.expires_at: float | None = expires_at
         self.due_at: float | None = due_at
         self.good_until: float = inf if good_until is None else good_until
+        self.by_ttl: bool = by_ttl
         self.generation: int = 0
+
+    def bring_back(self, now: float) -> None:
+        """The clock went back to this: seconds that we gave it are no more than they were."""
+        if self.by_ttl and now < self.issued_at:
+            by = self.issued_at - now
+            self.issued_at = now
+            self.expires_at = None if self.expires_at is None else self.expires_at - by
+            self.due_at = None if self.due_at is None else self.due_at - by
+            self.good_until -= by
 
     def lease(self) -> Lease[T]:
         """Give it to a user."""

@@ -124,7 +124,8 @@ class Keeping(Generic[T]):
 
     def _flight_starts(self, flight: Flight[T, Held[T]]) -> None:
         """See :class:`~trio_renew._flight.Home`; so for the next ones."""
-        flight.issued_at = self._clock.now()
+        # A clock that cannot be read now is asked again when the value arrives: the start is told in any case.
+        flight.issued_at = self._clock.last()
         self._owner.tell(FetchStarted(flight.reason, name=self._owner.name))
 
     def _flight_fetch(self, flight: Flight[T, Held[T]]) -> Awaitable[T | None]:

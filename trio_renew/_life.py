@@ -51,19 +51,20 @@ def judge(
       TypeError: It has no expiry, and nothing says how long it lives.
       ValueError: Its expiry is no instant.
     """
-    own = expires_at = _expiry_of(policy, read_expires_at, value)
-    if expires_at is None and policy.ttl is not None:
-        expires_at = issued_at + policy.ttl
+    expires_at = _expiry_of(policy, read_expires_at, value)
+    by_ttl = expires_at is None
     if expires_at is None:
-        return Held(value, issued_at)
+        if policy.ttl is None:
+            return Held(value, issued_at)
+        expires_at = issued_at + policy.ttl
     if now >= expires_at and not stored:
         raise MintedTokenAlreadyExpired(f"the fetch brought a value that expired {now - expires_at:g} s ago")
     due = due_at(policy, issued_at, expires_at, sample_jitter(policy) if sample is None else sample)
-    if stored and own is None:
+    if stored and by_ttl:
         # A lifetime that we gave it starts anew with each reading: renew it soon, or restarts prolong it for ever.
         due = issued_at
     good_until = soft_expiry(policy, issued_at, expires_at)
-    return Held(value, issued_at, expires_at=expires_at, due_at=due, good_until=good_until)
+    return Held(value, issued_at, expires_at=expires_at, due_at=due, good_until=good_until, by_ttl=by_ttl)
 
 
 def _expiry_of(policy: RefreshPolicy, read_expires_at: Callable[[T], float | None] | None, value: T) -> float | None:

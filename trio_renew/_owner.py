@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import os
 import weakref
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from contextvars import Context, copy_context
 from heapq import heapify, heappop, heappush
 from itertools import count
@@ -32,6 +32,7 @@ from trio.lowlevel import enable_ki_protection
 
 from ._clock import Clock
 from ._events import Event, OwnerClosed, emit, logger
+from ._raising import chain, raise_as_it_is, set_traceback
 from ._user import check_function
 
 if TYPE_CHECKING:
@@ -284,24 +285,73 @@ class Owner:
                     callback()
 
 
-def _chain(error: BaseException, context: BaseException) -> None:
-    """Put ``context`` at the end of ``error``'s own chain of contexts, and make no ring of it."""
-    link, seen = error, {id(error)}
-    while link.__context__ is not None and id(link.__context__) not in seen:
-        link = link.__context__
-        seen.add(id(link))
-    if id(context) in seen:
-        return
-    inner = context
-    while inner.__context__ is not None:
-        if id(inner.__context__) in seen:
-            inner.__context__ = None
-        else:
-            inner = inner.__context__
-    link.__context__ = context
+class _Owning(AbstractAsyncContextManager[X], Generic[X]):
+    """An async generator with one ``yield`` as a context manager, which can be entered once.
+
+    No KeyboardInterrupt can split its own steps, and what the body raises is not written to, as contextlib would.
+    """
+
+    __slots__ = ("_entered", "_generator")
+
+    def __init__(self, generator: AsyncGenerator[X, None]) -> None:
+        self._generator = generator
+        self._entered = False
+
+    @enable_ki_protection
+    async def __aenter__(self) -> X:
+        if self._entered:
+            raise RuntimeError("what an open_... function returns can be entered once: call the function again")
+        self._entered = True
+        try:
+            return await self._generator.__anext__()
+        except RuntimeError as exc:
+            stop = _wrapped(exc)
+            if stop is None:
+                raise
+        try:
+            raise_as_it_is(stop)
+        finally:
+            del stop
+
+    @enable_ki_protection
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        generator, left = self._generator, error
+        try:
+            await (generator.__anext__() if error is None else generator.athrow(error))  # noqa: ASYNC102 - it shields itself
+        except StopAsyncIteration:
+            return error is not None
+        except BaseException as exc:  # noqa: ASYNC103 - it is raised below
+            left = _wrapped(exc) or exc
+        assert left is not None  # one yield
+        try:
+            if left is not error:
+                raise_as_it_is(left)
+            set_traceback(left, traceback)
+            return False
+        finally:
+            del left, error, traceback
 
 
-@asynccontextmanager
+def _wrapped(error: BaseException) -> BaseException | None:
+    """Find what Python has wrapped on its way out of a generator: its wrapper has no frame but that of who asked."""
+    cause, traceback = error.__cause__, error.__traceback__
+    made_here = isinstance(error, RuntimeError) and traceback is not None and traceback.tb_next is None
+    return cause if made_here and isinstance(cause, (StopIteration, StopAsyncIteration)) else None
+
+
+def owning(function: Callable[P, AsyncGenerator[X, None]]) -> Callable[P, AbstractAsyncContextManager[X]]:
+    """Make an async context manager of a generator, protected from KeyboardInterrupt at both ends."""
+
+    @functools.wraps(function)
+    def manage(*args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[X]:
+        return _Owning(function(*args, **kwargs))
+
+    return manage
+
+
+@owning
 async def hosting(owner: Owner) -> AsyncGenerator[None, None]:
     """Keep an owner's nursery open around a body. Leaving waits for its tasks, and cannot be cancelled.
 
@@ -310,7 +360,7 @@ async def hosting(owner: Owner) -> AsyncGenerator[None, None]:
     """
     problems: list[BaseException] = []
     try:
-        async with trio.open_nursery() as owner._nursery:
+        async with trio.open_nursery(strict_exception_groups=True) as owner._nursery:
             try:
                 yield
             except BaseException as exc:  # noqa: ASYNC103 - the last of them is raised below
@@ -330,52 +380,8 @@ async def hosting(owner: Owner) -> AsyncGenerator[None, None]:
         *earlier, error = problems
         for problem in reversed(earlier):
             if not isinstance(problem, trio.Cancelled):
-                _chain(error, problem)
-        context = error.__context__
+                chain(error, problem)
         try:
-            raise error
+            raise_as_it_is(error)
         finally:
-            # Python would make whatever is being handled around us its context.
-            error.__context__ = context
-            del error, earlier, context, problems[:]
-
-
-class _Protected(AbstractAsyncContextManager[X], Generic[X]):
-    """A context manager whose own steps no KeyboardInterrupt can split."""
-
-    __slots__ = ("_manager",)
-
-    def __init__(self, manager: AbstractAsyncContextManager[X]) -> None:
-        self._manager = manager
-
-    @enable_ki_protection
-    async def __aenter__(self) -> X:
-        try:
-            return await self._manager.__aenter__()
-        except RuntimeError as exc:
-            # What a fetch raised at opening leaves as itself; from a generator this one comes wrapped.
-            wrapped = str(exc) == "async generator raised StopAsyncIteration"
-            if not (wrapped and isinstance(exc.__cause__, StopAsyncIteration)):
-                raise
-            stop = exc.__cause__
-        try:
-            raise stop
-        finally:
-            del stop
-
-    @enable_ki_protection
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        return await self._manager.__aexit__(kind, error, traceback)  # noqa: ASYNC102 - the manager shields what it has to
-
-
-def owning(function: Callable[P, AsyncGenerator[X, None]]) -> Callable[P, AbstractAsyncContextManager[X]]:
-    """Make an async context manager of a generator, protected from KeyboardInterrupt at both ends."""
-    make = asynccontextmanager(function)
-
-    @functools.wraps(function)
-    def manage(*args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[X]:
-        return _Protected(make(*args, **kwargs))
-
-    return manage
+            del error, earlier, problems[:]

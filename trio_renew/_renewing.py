@@ -112,6 +112,8 @@ class Renewing(Deciding[T]):
             name=name,
         )
         self._policy = policy
+        if policy.ttl is not None:
+            self._clock.went_back = self._bring_back
         self._caution = Caution(name, policy, breaker)
         self._read_expires_at = expires_at
         self._keep_warm = check_seconds("keep_warm", keep_warm, allow_inf=True)
@@ -153,6 +155,10 @@ class Renewing(Deciding[T]):
         if self._sharing is not None and flight is None:
             self._look_at_share(self._sharing, held, now)
         return held
+
+    def _bring_back(self, now: float) -> None:
+        if self._held is not None:
+            self._held.bring_back(now)
 
     def _look_at_share(self, sharing: Sharing[T], held: Held[T], now: float) -> None:
         """Notice a ``clear()`` of another process although no refresh is in sight."""
@@ -197,7 +203,7 @@ class Renewing(Deciding[T]):
 
     def _health(self, now: float) -> dict[str, Any]:
         return {
-            "breaker": self._caution.breaker(),
+            "breaker": self._caution.breaker(None if self._owner.closed else now),
             "failures": self._caution.failures,
             "next_attempt_at": None if self._owner.closed else self._caution.next_attempt_at(now),
         }
@@ -205,7 +211,8 @@ class Renewing(Deciding[T]):
     # What the flight asks
 
     def _flight_starts(self, flight: Flight[T, Held[T]]) -> None:
-        now = flight.issued_at = self._clock.now()
+        # A clock that cannot be read now is asked again when the value arrives: the start is told in any case.
+        now = flight.issued_at = self._clock.last()
         changes = self._caution.starts(now, fenced=flight.fenced)
         self._owner.tell(*changes, FetchStarted(flight.reason, name=self._owner.name))
 

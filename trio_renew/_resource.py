@@ -61,13 +61,15 @@ class RenewableResource(Deciding[T]):
         """
         if current_flights():
             refuse_reentry(self, "get()")
+        waited = False
         if self._fast_thread == get_ident() and time.time() < self._fast_until:
             await checkpoint()
+            waited = True
             if self._fast_thread == get_ident() and time.time() < self._fast_until:
                 return self._fast_value  # type: ignore[return-value]
         flight = self._awaited
         if flight is None or not flight.joinable or get_ident() != self._thread:
-            held = await self._obtain()
+            held = await self._obtain(waited=waited)
         else:
             # What Flight.wait() does, without its frame: 100,000 callers may come this way.
             flight.waiting += 1

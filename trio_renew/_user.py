@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from trio.lowlevel import disable_ki_protection
 
+from ._values import is_async_function
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -43,7 +45,7 @@ def check_function(name: str, function: object, what: str) -> None:
     Raises:
       TypeError: It is not callable, or an async function: its result would never be awaited.
     """
-    if function is not None and (not callable(function) or inspect.iscoroutinefunction(function)):
+    if function is not None and (not callable(function) or is_async_function(function)):
         got = "an async function" if callable(function) else type(function).__name__
         raise TypeError(f"{name} must be {what} or None, got {got}")
 

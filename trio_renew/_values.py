@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import inspect
 import math
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar, final
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
-__all__ = ("AuthToken", "Lease", "Secret", "check_instant", "check_seconds")
+__all__ = ("AuthToken", "Lease", "Secret", "check_instant", "check_seconds", "is_async_function")
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -60,6 +61,13 @@ def check_instant(name: str, value: object) -> float | None:
     if abs(value) > _LATEST:
         raise ValueError(f"{name} must be in POSIX seconds, but {_shown(value)} looks like milliseconds")
     return float(value)
+
+
+def is_async_function(function: object) -> bool:
+    """Say whether calling this makes a coroutine, as far as that can be seen."""
+    if not callable(function):
+        return False
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def check_seconds(
@@ -235,6 +243,8 @@ class AuthToken:
             from ._clock import wall_now  # not above: this module needs no Trio
 
             start = wall_now()
+        if abs(start + lifetime) > _LATEST:
+            raise ValueError(f"seconds must be a lifetime in seconds, but {_shown(seconds)} looks like milliseconds")
         return cls(secret, start + lifetime)
 
 

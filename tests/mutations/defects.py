@@ -140,15 +140,15 @@ DEFECTS = (
     ),
     Defect(
         "the shared error's traceback grows with each caller",
-        "_flight.py",
-        "raise error.with_traceback(traceback)",
-        "raise error",
+        "_raising.py",
+        "    set_traceback(error, traceback)\n",
+        "",
     ),
     Defect(
         "the shared error keeps the context of the caller before",
-        "_flight.py",
-        "    error.__context__ = context\n",
-        "",
+        "_raising.py",
+        "    set_context(error, context)\n    set_traceback",
+        "    set_traceback",
     ),
     Defect(
         "a fetch that asks itself is not refused",

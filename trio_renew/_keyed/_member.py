@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -21,7 +21,7 @@ from trio.lowlevel import enable_ki_protection
 
 from .._events import Cleared, FetchStarted, StorageFailed, logger
 from .._flight import Flight
-from .._owner import Owner, hosting
+from .._owner import Owner, hosting, owning
 from .._values import check_seconds
 from ._ear import Ear
 from ._roster import Message, roster, tell_all
@@ -40,7 +40,7 @@ __all__ = ("Member", "hosting_member")
 K = TypeVar("K", bound="Hashable")
 
 
-@asynccontextmanager
+@owning
 async def hosting_member(member: Member[Any]) -> AsyncGenerator[None, None]:
     """Keep a member open around a body, reachable for everybody who invalidates."""
     async with hosting(member._owner):

@@ -21,7 +21,7 @@ import trio
 from trio.lowlevel import disable_ki_protection, enable_ki_protection
 
 from .._events import logger
-from .._flight import raise_shared
+from .._raising import raise_shared, set_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -234,7 +234,7 @@ class Resident(Generic[K, V]):
             raise_shared(error, self._traceback, context)
         finally:
             # Not the Cancelled that a borrower's block was ended by.
-            error.__context__ = context
+            set_context(error, context)
             del error, context
 
     # The task

@@ -9,7 +9,6 @@ Invariants:
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable
 from random import random
@@ -18,7 +17,7 @@ from typing import Any, Literal, Protocol, cast, final
 import attrs
 
 from .._errors import RemoteFetchError
-from .._values import check_seconds
+from .._values import check_seconds, is_async_function
 from .backoff import Backoff
 
 __all__ = ("RefreshPolicy", "due_at", "refresh_due_at", "sample_jitter", "soft_expiry", "tiered_refresh_before")
@@ -66,11 +65,18 @@ def _check_ttl(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
 
 
 def _check_before(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    _check_plain(attribute, value)
     if value is not None and not callable(value):
         check_seconds(attribute.name, value)
 
 
+def _check_plain(attribute: attrs.Attribute[Any], value: Any) -> None:
+    if is_async_function(value):
+        raise TypeError(f"{attribute.name} must be no async function: it is called where nothing can be awaited")
+
+
 def _check_jitter(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    _check_plain(attribute, value)
     if callable(value):
         return
     right = "a share of the lifetime from 0 to 1, or a function that gives one"
@@ -96,7 +102,7 @@ def _check_permanent(_: object, attribute: attrs.Attribute[Any], value: Any) -> 
         for kind in value:
             if not (isinstance(kind, type) and issubclass(kind, Exception)):
                 raise TypeError(f"{attribute.name} must be {right}; {kind!r} is no exception type")
-    elif not callable(value) or inspect.iscoroutinefunction(value):
+    elif not callable(value) or is_async_function(value):
         raise TypeError(f"{attribute.name} must be {right}, not {_shown(value)}")
 
 
@@ -193,7 +199,12 @@ def _clamped(share: float) -> float:
 def sample_jitter(policy: RefreshPolicy) -> float:
     """Give the share of the lifetime, from 0 to 1, by which one value is due earlier."""
     jitter = policy.jitter
-    return _clamped(jitter()) if callable(jitter) else jitter * random()
+    if not callable(jitter):
+        return jitter * random()
+    share: Any = jitter()
+    if isinstance(share, bool) or not isinstance(share, (int, float)):
+        raise TypeError(f"the result of jitter must be a share of the lifetime from 0 to 1, not {_shown(share)}")
+    return _clamped(share)
 
 
 def due_at(policy: RefreshPolicy, issued_at: float, expires_at: float | None, sample: float) -> float | None:
@@ -218,7 +229,7 @@ def due_at(policy: RefreshPolicy, issued_at: float, expires_at: float | None, sa
     before = policy.refresh_before
     if before is None:
         floor = min(policy.refresh_floor, life / 2)
-        due = min(issued_at + _clamped(policy.refresh_at - sample) * life, expires_at - floor)
+        due = min(issued_at + _clamped(min(policy.refresh_at, 2.0) - sample) * life, expires_at - floor)
     else:
         seconds = check_seconds("the result of refresh_before", before(life)) if callable(before) else before
         due = expires_at - seconds - sample * life
