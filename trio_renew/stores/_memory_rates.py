@@ -204,7 +204,9 @@ class Rates(Generic[R]):
         until = self._cooldown(resource)
         return 0.0 if until is None else seconds_until(until, self._life.wall())
 
-    def _window_wait(self, times: Collection[float], count: int, most: int, config: RateLimitConfig, now: float) -> float:
+    def _window_wait(
+        self, times: Collection[float], count: int, most: int, config: RateLimitConfig, now: float
+    ) -> float:
         """Give the seconds until fewer than ``most`` of these, of which ``count`` are in the window, are in it."""
         if count < most:
             return 0.0
