@@ -873,14 +873,14 @@ async def test_used_from_elsewhere(kind: str, filled: bool) -> None:
                 for call in (resource.get, resource.lease, resource.refresh, resource.clear):
                     with pytest.raises(RuntimeError, match="belongs to another thread"):
                         await call()
-                for nowait in (resource.get_nowait, resource.changes):
+                for nowait in (resource.get_nowait, resource.changes, resource.status):
                     with pytest.raises(RuntimeError, match="belongs to another thread"):
                         nowait()
 
             trio.run(main)
 
         def no_run() -> None:
-            for nowait in (resource.get_nowait, resource.changes):
+            for nowait in (resource.get_nowait, resource.changes, resource.status):
                 with pytest.raises(RuntimeError, match="belongs to another thread"):
                     nowait()
 
@@ -888,6 +888,21 @@ async def test_used_from_elsewhere(kind: str, filled: bool) -> None:
             await trio.to_thread.run_sync(where)
         assert fetch.calls == (1 if filled else 0)
         assert resource.status().held == filled
+    status = await trio.to_thread.run_sync(resource.status)
+    assert status.closed
+
+
+async def test_a_look_from_another_thread_lifts_no_breaker() -> None:
+    breaker = BreakerPolicy(threshold=1, cooldown=1000.0)
+    async with open_provider(ScriptedFetch(Down()), eager=False, breaker=breaker) as provider:
+        with pytest.raises(Down):
+            await provider.get()
+        status = provider.status()
+        with pytest.raises(RuntimeError, match="belongs to another thread"):
+            await trio.to_thread.run_sync(provider.status)
+        assert provider.status() == status
+        with pytest.raises(BreakerOpen):
+            await provider.get()
 
 
 def test_used_from_another_run_in_the_same_thread() -> None:

@@ -20,6 +20,7 @@ from trio_renew import (
     FetchFailed,
     FetchStarted,
     FetchSucceeded,
+    MemoryStorage,
     MintedTokenAlreadyExpired,
     RefreshPolicy,
     open_provider,
@@ -412,6 +413,18 @@ async def test_going_back_prolongs_no_ttl_beyond_its_length(autojump_clock: Mock
         with pytest.raises(trio.WouldBlock):
             provider.get_nowait()
         assert await provider.get() == "b"
+
+
+async def test_going_back_while_the_value_is_written_prolongs_no_ttl(autojump_clock: MockClock) -> None:
+    clock = Given(5000.0)
+
+    class Rewinding(MemoryStorage[str]):
+        async def set(self, value: str) -> None:
+            clock.now = 1000.0
+
+    policy = PLAIN(ttl=60.0)
+    async with open_provider(ScriptedFetch("a"), clock=clock, policy=policy, storage=Rewinding()) as provider:
+        assert provider.status().expires_at == 1060.0
 
 
 async def test_an_expiry_of_its_own_is_not_moved_by_a_clock_that_goes_back(autojump_clock: MockClock) -> None:

@@ -158,7 +158,9 @@ class Keeping(Generic[T]):
     def _succeeded(self, flight: Flight[T, Held[T]], held: Held[T] | None) -> Event:
         remaining = None
         if held is not None:
-            remaining = held.remaining(self._clock.last())
+            now = self._clock.last()
+            held.bring_back(now)  # while it was written, the clock may have gone back
+            remaining = held.remaining(now)
             if flight.fenced:
                 held.generation = flight.generation
             else:

@@ -173,7 +173,13 @@ class RenewableResource(Deciding[T]):
         return Changes(self._owner, self._look, self._change)
 
     def status(self) -> Status:
-        """Take a snapshot. Never a checkpoint, never refused; works on a closed owner."""
+        """Take a snapshot. Never a checkpoint; works on a closed owner, and inside the fetch.
+
+        Raises:
+          RuntimeError: Called from another thread or Trio run, where the owner's time cannot be read, while it is open.
+        """
+        if not self._owner.closed:
+            self._owner.check()
         now = 0.0 if self._owner.closed else self._clock.last()
         held, flight = self._held, self._flight
         return Status(
