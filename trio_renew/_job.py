@@ -54,6 +54,7 @@ class Job:
     """One job that is ours.
 
     Attributes:
+      id: Its id in the store.
       generation: The store's generation in which it was taken.
       draft: The value that it has brought, as text; None before.
       hurry: Seconds that a call may take, so that two of them end within a lease.
@@ -68,13 +69,13 @@ class Job:
         "_dedupe",
         "_flight",
         "_hash",
-        "_id",
         "_lease",
         "_reported",
         "_told",
         "draft",
         "generation",
         "hurry",
+        "id",
         "lost",
         "over",
     )
@@ -90,7 +91,7 @@ class Job:
     ) -> None:
         self._dedupe = dedupe
         self._hash = hash
-        self._id = job_id
+        self.id = job_id
         self._flight: Flight[Any, Any] | None = flight
         self._ask = ask
         self._lease = _lease_of(dedupe)
@@ -132,7 +133,7 @@ class Job:
         Raises:
           StoreDown: The store cannot be asked.
         """
-        if not self.lost and not await self._ask_once(self._dedupe, "extend", self._hash, self._id, within=self.hurry):
+        if not self.lost and not await self._ask_once(self._dedupe, "extend", self._hash, self.id, within=self.hurry):
             self.lost = True
         return not self.lost  # noqa: ASYNC910 - without an answer it was at least asked
 
@@ -163,7 +164,7 @@ class Job:
                         operation,
                         self._hash,
                         outcome.reveal() if isinstance(outcome, Secret) else outcome,
-                        job_id=self._id,
+                        job_id=self.id,
                     )
             except StoreDown:
                 pass  # the peers find out when the lease has run out

@@ -215,7 +215,7 @@ class Sharing(Generic[T]):
                 return _Found(record)
             hash = self.generation.key(generation)
             registration = await self._ask(self._share.dedupe, "register_or_join", hash)
-            if not registration.is_owner:
+            if not registration.is_owner and not self._is_left_over(registration.job_id):
                 found = await self._join(flight, hash, registration.job_id)
                 if found is not None:
                     return found
@@ -236,6 +236,10 @@ class Sharing(Generic[T]):
                 return _Found(record)
             else:
                 return None
+
+    def _is_left_over(self, job_id: str) -> bool:
+        """Whether a job is our own of before: the store could not be told of its end, so it is ours still."""
+        return self._last is not None and self._last.id == job_id and self._last.over.is_set()
 
     def _own(self, flight: Flight[T, Held[T]], hash: str, job_id: str, generation: str) -> Job:
         job = Job(self._share.dedupe, hash, job_id, generation, flight, self._ask)

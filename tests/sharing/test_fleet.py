@@ -11,7 +11,7 @@ import attrs
 import pytest
 import trio
 
-from trio_renew import AuthToken, Event, FetchStarted, RefreshPolicy, RenewError, Share, open_provider
+from trio_renew import AuthToken, Budget, Event, FetchStarted, RefreshPolicy, RenewError, Share, open_provider
 from trio_renew.stores.memory import open_memory_stores
 from trio_renew.testing import under_schedules
 
@@ -148,3 +148,47 @@ def test_stores_that_fail_now_and_then(between: Any) -> None:
         assert source.made
 
     under_schedules(scenario, seeds=8)
+
+
+@attrs.define
+class Moody:
+    """A store that does not answer, or fails, or takes its time, now and then."""
+
+    dice: random.Random
+
+    async def __call__(self, *_: Any) -> None:
+        what = self.dice.random()
+        if what < 0.15:
+            await trio.sleep(self.dice.choice([0.5, 1.0, 4.9, 7.0, 100.0]))
+        elif what < 0.25:
+            raise Down
+
+
+@pytest.mark.parametrize("fetch_timeout", [1.0, 4.0, 12.0])
+def test_stores_that_hang_let_a_quick_source_answer_in_time(between: Any, fetch_timeout: float) -> None:
+    async def scenario() -> None:
+        dice = random.Random(random.random())
+        moody = Moody(dice)
+
+        async def mint() -> AuthToken:
+            await trio.sleep(0.01)
+            return AuthToken.expiring_in(f"{dice.random()}", dice.choice([20.0, 60.0]))
+
+        async with open_memory_stores(lease=dice.choice([0.5, 2.0, 10.0])) as stores:
+            cache, dedupe, limit = between(stores.cache), between(stores.dedupe), between(stores.adaptive)
+            cache.trouble.update(dict.fromkeys(("get", "set", "delete"), moody))
+            dedupe.trouble.update(dict.fromkeys(("register_or_join", "complete", "fail", "extend"), moody))
+            limit.trouble["acquire"] = moody
+            async with open_provider(
+                mint,
+                share=Share(cache, dedupe, "key"),
+                budget=Budget(limit, "source"),
+                fetch_timeout=fetch_timeout,
+                eager=False,
+                policy=RefreshPolicy(min_interval=0.0, retry=None),
+            ) as provider:
+                for _ in range(12):
+                    await dice.choice([provider.get, provider.get, provider.refresh, provider.clear])()
+                    await trio.sleep(dice.choice([0.0, 0.1, 3.0, 30.0]))
+
+    under_schedules(scenario, seeds=20)

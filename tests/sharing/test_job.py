@@ -450,6 +450,40 @@ async def test_a_peers_value_is_used_although_the_store_hangs_then(autojump_cloc
     assert fetch.calls == 1
 
 
+@pytest.mark.parametrize("method", ["complete", "fail"])
+async def test_a_job_whose_end_could_not_be_told_is_taken_up_again(
+    autojump_clock: MockClock, between: Any, method: str
+) -> None:
+    """Who waits for it need not wait until its lease has run out, the own process least of all."""
+    first: Any = Token("a", 100.0) if method == "complete" else Down()
+    fetch = ScriptedFetch(first, Token("b", 100.0))
+    results: list[Any] = []
+    async with open_memory_stores() as stores:
+        cache, dedupe = between(stores.cache), between(stores.dedupe)
+        share = Share(cache, dedupe, "key")
+        async with (
+            open_provider(
+                fetch, share=share, eager=False, fetch_timeout=5.0, policy=PLAIN(serve_expired_for=0.0)
+            ) as provider,
+            open_provider(fetch, share=share_of(stores), eager=False) as peer,
+            trio.open_nursery() as nursery,
+        ):
+            # Nothing of it reaches the store.
+            dedupe.trouble[method] = cache.trouble["set"] = StoreError("down")
+            await into(results, provider.get)
+            await wait_all_tasks_blocked()
+            dedupe.trouble.clear()
+            cache.trouble.clear()
+            nursery.start_soon(into, results, peer.get)
+            await wait_all_tasks_blocked()
+            assert text(await provider.refresh()) == "b"
+            await wait_all_tasks_blocked()
+            assert text(results[1]) == "b"
+            assert trio.current_time() == 0.0
+            assert (await stores.dedupe.get_stats()).active_jobs == 0
+    assert fetch.calls == 2
+
+
 async def test_a_write_ends_within_the_lease(autojump_clock: MockClock, between: Any) -> None:
     """What arrives later might overwrite what the next owner has written."""
     async with open_memory_stores(lease=1.0) as stores:
