@@ -15,6 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_renew import (
     AuthToken,
+    AuthTokenCodec,
     Event,
     FetchFailed,
     FetchStarted,
@@ -24,6 +25,7 @@ from trio_renew import (
     MemoryStorage,
     RefreshPolicy,
     RemoteFetchError,
+    Secret,
     Share,
     StorageFailed,
     encrypted,
@@ -546,6 +548,11 @@ class OpaqueCodec:
         return Opaque()
 
 
+@attrs.frozen
+class ScopedToken(AuthToken):
+    scope: str = ""
+
+
 TTL = RefreshPolicy(ttl=100.0)
 KEY = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 
@@ -579,6 +586,8 @@ async def test_values_arrive_as_they_are(autojump_clock: MockClock, value: Any, 
         ({1: "a"}, None),
         ({"token": AuthToken("a")}, None),
         (Opaque(), None),
+        (ScopedToken(Secret("a"), scope="b"), None),
+        (ScopedToken(Secret("a"), scope="b"), AuthTokenCodec()),
         (float("nan"), None),
         ((1, 2), JsonCodec()),
         (Point(1, 2), ListCodec()),
