@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from trio_renew import JsonCodec
 from trio_renew._policy.capacity import AdaptiveConfig, RateLimitConfig
 from trio_renew.stores.memory import open_memory_stores
 
@@ -17,6 +18,7 @@ from trio_renew.stores.memory import open_memory_stores
     [
         ("codec", None),
         ("codec", object()),
+        ("codec", JsonCodec),
         ("max_items", 0),
         ("max_items", 1.5),
         ("max_items", True),
@@ -35,6 +37,7 @@ from trio_renew.stores.memory import open_memory_stores
         ("resource_configs", {7: RateLimitConfig()}),
         ("adaptive_config", {}),
         ("clock", 5),
+        ("clock", trio.sleep_forever),
     ],
 )
 async def test_options_are_checked_and_named(option: str, value: Any) -> None:

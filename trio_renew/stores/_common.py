@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 import attrs
 
+from .._codecs import check_codec
 from .._errors import RemoteFetchError, StoreError
 from .._policy.capacity import AdaptiveConfig, RateLimitConfig
+from .._user import check_function
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -340,9 +342,7 @@ class Options:
     clock: Callable[[], float] | None = None
 
     def __attrs_post_init__(self) -> None:
-        for name in ("encode", "decode"):
-            if not callable(getattr(self.codec, name, None)):
-                raise TypeError(f"codec must have encode and decode, and {self.codec!r} has no {name}")
+        check_codec("codec", self.codec)
         for name in ("max_items", "max_entry_size_bytes", "max_total_bytes"):
             check_capacity(name, getattr(self, name))
         check_lease(self.lease)
@@ -352,8 +352,7 @@ class Options:
             check_text("resource_configs", resource)
             _instance(f"resource_configs[{resource!r}]", config, RateLimitConfig)
         _instance("adaptive_config", self.adaptive_config, AdaptiveConfig)
-        if self.clock is not None and not callable(self.clock):
-            raise TypeError(f"clock must be a function that gives POSIX seconds, or None, not {self.clock!r}")
+        check_function("clock", self.clock, "a function that returns POSIX seconds")
 
 
 # ------------------------------------------------------------------------------------------------------------ values
