@@ -148,6 +148,7 @@ class Sharing(Generic[T]):
         "_last",
         "_owner",
         "_share",
+        "_taken",
         "generation",
     )
 
@@ -168,6 +169,8 @@ class Sharing(Generic[T]):
         self._ask = ask
         self._jobs: dict[Flight[T, Held[T]], Job] = {}
         self._last: Job | None = None
+        # The last record that we took: by the clock of who wrote it, it may have been issued later than by ours.
+        self._taken: str | None = None
         self.generation: Generation[Flight[T, Held[T]]] = Generation(owner, share.cache, share.key, moved, ask)
 
     # The flight
@@ -187,6 +190,7 @@ class Sharing(Generic[T]):
             if found.record is None:
                 return None  # noqa: ASYNC910 - reading the store was one
             flight.issued_at = found.record.issued_at
+            self._taken = found.record.id
             return cast("T", found.record.value)  # noqa: ASYNC910 - as above
         flight.issued_at = self._owner.clock.now()
         value = await mint()
@@ -312,7 +316,7 @@ class Sharing(Generic[T]):
             return rejected is not None or before is None or record.id != before.id
         if joined or held is None or flight.reason != "aging":
             return True
-        if news.issued_at == held.issued_at and _record.same(record.value, held.value):
+        if record.id == self._taken or (news.issued_at == held.issued_at and _record.same(record.value, held.value)):
             return False
         return news.due_at is None or self._owner.clock.now() < news.due_at
 

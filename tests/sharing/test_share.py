@@ -248,6 +248,31 @@ async def test_what_is_held_is_no_renewal(autojump_clock: MockClock) -> None:
             assert text(provider.get_nowait()) == "b"
 
 
+async def test_what_is_held_is_no_renewal_although_its_writers_clock_is_ahead(autojump_clock: MockClock) -> None:
+    now = AuthToken.expiring_in("any", 1000.0).expires_at
+    assert now is not None
+    begin = now - 1000.0
+
+    def clock(ahead: float) -> Callable[[], float]:
+        return lambda: begin + ahead + trio.current_time()
+
+    fetch = ScriptedFetch(AuthToken("a", begin + 100.0), AuthToken("b", begin + 200.0))
+    events: list[Event] = []
+    policy = PLAIN(refresh_at=0.8, refresh_floor=0.0)
+    async with open_memory_stores() as stores:
+        share = share_of(stores)
+        async with (
+            open_provider(fetch, share=share, clock=clock(2.0), policy=policy),
+            open_provider(fetch, share=share, clock=clock(0.0), policy=policy, observe=events.append) as behind,
+        ):
+            await trio.sleep(80.0)
+            assert text(behind.get_nowait()) == "a"
+            await wait_all_tasks_blocked()
+            assert text(behind.get_nowait()) == "b"
+    assert [e.reason for e in events if isinstance(e, FetchStarted)] == ["initial", "aging"]
+    assert fetch.calls == 2
+
+
 async def test_the_same_value_again(autojump_clock: MockClock) -> None:
     """A source that gives the same token until it is old: its record is as new as its fetch."""
     token = AuthToken.expiring_in("a", 1000.0)
