@@ -28,8 +28,8 @@ __all__ = (
     "recent_activity",
 )
 
-# Up to here a float is every whole number, and every engine can store them.
-_MOST = 2**53
+# The largest number that every engine can store; ``sys.maxsize`` says "no limit".
+_MOST = 2**63 - 1
 
 Trend = Literal["increasing", "stable", "decreasing", "none"]
 
@@ -55,7 +55,7 @@ def _count(instance: object, attribute: attrs.Attribute[Any], value: object) -> 
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{attribute.name} must be a whole number, not {value!r}")
     if not 0 <= value <= _MOST:
-        raise ValueError(f"{attribute.name} must be 0 or more and at most 2**53, not {value!r}")
+        raise ValueError(f"{attribute.name} must be 0 or more and less than 2**63, not {value!r}")
 
 
 def _not_negative(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -80,7 +80,7 @@ class RateLimitConfig:
     """How often something may happen.
 
     Args:
-      limit: How many requests fit into the window, at most 2**53; 0: none ever.
+      limit: How many requests fit into the window, less than 2**63; 0: none ever.
       window: Its length in seconds, greater than 0.
 
     Raises:
