@@ -329,7 +329,7 @@ DEFECTS = (
     Defect(
         "a clear() of the share that is interrupted is given up",
         "_generation.py",
-        "            with suppress(StoreDown):\n                await self._put(PATIENCE)",
+        "            with suppress(StoreDown):\n                await self._put()",
         "            with suppress(StoreDown):\n                pass",
     ),
     Defect(
