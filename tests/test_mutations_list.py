@@ -19,4 +19,4 @@ def test_each_defect_still_has_its_place() -> None:
         assert source.count(text) == 1, what
         compile(source.replace(text, becomes), module, "exec")
         for name in tests:
-            assert (HERE / name).exists(), what
+            assert list(HERE.glob(name)), what
