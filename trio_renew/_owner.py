@@ -298,7 +298,7 @@ class _Owning(AbstractAsyncContextManager[X], Generic[X]):
         self._entered = False
 
     @enable_ki_protection
-    async def __aenter__(self) -> X:
+    async def __aenter__(self) -> X:  # noqa: ASYNC910 - the generator's own
         if self._entered:
             raise RuntimeError("what an open_... function returns can be entered once: call the function again")
         self._entered = True
@@ -321,7 +321,7 @@ class _Owning(AbstractAsyncContextManager[X], Generic[X]):
         try:
             await (generator.__anext__() if error is None else generator.athrow(error))  # noqa: ASYNC102 - it shields itself
         except StopAsyncIteration:
-            return error is not None
+            return error is not None  # noqa: ASYNC910 - the generator's own
         except BaseException as exc:  # noqa: ASYNC103 - it is raised below
             left = _wrapped(exc) or exc
         assert left is not None  # one yield
@@ -329,7 +329,7 @@ class _Owning(AbstractAsyncContextManager[X], Generic[X]):
             if left is not error:
                 raise_as_it_is(left)
             set_traceback(left, traceback)
-            return False
+            return False  # noqa: ASYNC910 - as above
         finally:
             del left, error, traceback
 
@@ -352,7 +352,7 @@ def owning(function: Callable[P, AsyncGenerator[X, None]]) -> Callable[P, Abstra
 
 
 @owning
-async def hosting(owner: Owner) -> AsyncGenerator[None, None]:
+async def hosting(owner: Owner) -> AsyncGenerator[None, None]:  # noqa: ASYNC911 - where there are tasks it waits
     """Keep an owner's nursery open around a body. Leaving waits for its tasks, and cannot be cancelled.
 
     What leaves, when several things go wrong at once: a crash of the owner's work, else a KeyboardInterrupt that came
