@@ -12,9 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
-__all__ = ("chain", "raise_as_it_is", "raise_shared", "set_context", "set_traceback", "without_our_frames")
+__all__ = ("call_all", "chain", "raise_as_it_is", "raise_shared", "set_context", "set_traceback", "without_our_frames")
 
 _context: Any = BaseException.__dict__["__context__"]
 _traceback: Any = BaseException.__dict__["__traceback__"]
@@ -54,6 +55,21 @@ def raise_shared(error: BaseException, traceback: TracebackType | None, context:
         raise error
     finally:
         del error, traceback, context
+
+
+def call_all(functions: Iterable[Callable[[], None]]) -> None:
+    """Call each of them, also when one is interrupted; the last thing that was raised is raised at the end."""
+    raised: BaseException | None = None
+    for function in functions:
+        try:
+            function()
+        except BaseException as exc:  # noqa: ASYNC103 - it is raised below
+            raised = exc
+    if raised is not None:
+        try:
+            raise raised
+        finally:
+            del raised
 
 
 def without_our_frames(traceback: TracebackType | None) -> TracebackType | None:

@@ -22,9 +22,10 @@ from trio.lowlevel import enable_ki_protection
 from .._events import Cleared, FetchStarted, StorageFailed, logger
 from .._flight import Flight
 from .._owner import Owner, hosting, owning
+from .._raising import call_all
 from .._values import check_seconds
 from ._ear import Ear
-from ._roster import Message, roster, tell_all
+from ._roster import Message, roster
 from ._time import Timeline
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class Member(ABC, Generic[K]):
         """Take up what the bus says, from any thread."""
         news: list[News] = []
         self._take_up(message, news)
-        tell_all(news)
+        call_all(news)
 
     @enable_ki_protection
     def _bus_failed(self, error: BaseException) -> None:
@@ -361,7 +362,7 @@ class Member(ABC, Generic[K]):
             self._owner.crash(exc)
 
     def _empty_inbox(self) -> None:
-        tell_all(self._forget_inbox())
+        call_all(self._forget_inbox())
 
     def _forget_inbox(self) -> list[News]:
         news: list[News] = []

@@ -18,7 +18,9 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from trio.lowlevel import currently_ki_protected, enable_ki_protection
 
-__all__ = ("Message", "News", "What", "clear_provider_caches", "invalidate_provider", "roster", "tell_all")
+from .._raising import call_all
+
+__all__ = ("Message", "News", "What", "clear_provider_caches", "invalidate_provider", "roster")
 
 What: TypeAlias = Literal["key", "tag", "all"]
 
@@ -33,22 +35,6 @@ class Message(NamedTuple):
 
 #: What is still to be said of what has been forgotten.
 News: TypeAlias = Callable[[], None]
-
-
-def tell_all(news: list[News]) -> None:
-    """Say all of it, also when an observer is interrupted meanwhile; that is raised at the end."""
-    interrupt: BaseException | None = None
-    for tell in news:
-        try:
-            tell()
-        except BaseException as exc:  # noqa: ASYNC103 - it is raised below
-            # An interrupted observer: what the others are to hear has happened all the same.
-            interrupt = exc
-    if interrupt is not None:
-        try:
-            raise interrupt
-        finally:
-            del interrupt
 
 
 class Reachable(Protocol):
@@ -102,7 +88,8 @@ def _invalidate_everywhere(message: Message, *, at_rest: bool) -> int:
     news: list[News] = []
     # A sibling that hears of it on the bus has nothing left to count: first all forget, then the first one publishes.
     count = sum([member._take_up(message, news, at_rest=at_rest) for member in members])
-    tell_all(news)
+    # What the others are to hear has happened, also when an observer is interrupted.
+    call_all(news)
     return count
 
 

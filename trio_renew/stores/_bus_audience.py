@@ -9,9 +9,11 @@ Invariants:
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .._events import logger
+from .._raising import call_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -55,16 +57,11 @@ class Audience:
         self._tell(list(self._listeners.values()) if listener is None else [listener], lambda each: each.failed(error))
 
     def _tell(self, listeners: Iterable[Listener], tell: Callable[[Listener], None]) -> None:
-        interrupt: BaseException | None = None
-        for listener in listeners:
-            try:
-                tell(listener)
-            except Exception:
-                logger.exception("a listener of a bus raised")
-            except BaseException as exc:  # noqa: ASYNC103 - it is raised below
-                interrupt = exc
-        if interrupt is not None:
-            try:
-                raise interrupt
-            finally:
-                del interrupt
+        call_all([partial(_hear, tell, listener) for listener in listeners])
+
+
+def _hear(tell: Callable[[Listener], None], listener: Listener) -> None:
+    try:
+        tell(listener)
+    except Exception:
+        logger.exception("a listener of a bus raised")
