@@ -13,6 +13,7 @@ import trio
 
 from trio_renew import JobLost, RemoteFetchError, StoreError
 from trio_renew.stores import _redis_dedupe
+from trio_renew.stores._redis_link import _Connection
 from trio_renew.stores.redis import open_redis_stores
 
 if TYPE_CHECKING:
@@ -191,6 +192,34 @@ async def test_a_waiter_outlives_the_loss_of_its_connection(server: Server, pref
                     await trio.sleep(0.02)
                 await one.dedupe.complete("a", 1, job_id=job.job_id)
         assert found == [1]
+
+
+@pytest.mark.parametrize("losses", [1, 2])
+async def test_a_connection_that_is_lost_under_a_look_is_looked_over_again_once(
+    own_server: Server, monkeypatch: pytest.MonkeyPatch, losses: int
+) -> None:
+    request = _Connection.request
+    left = 0
+
+    def lose(connection: _Connection, command: Any, patience: float | None = None) -> Any:
+        nonlocal left
+        answer = request(connection, command, patience)
+        if left and command[0] in (b"EVAL", b"EVALSHA"):
+            left -= 1
+            own_server.ask("CLIENT", "KILL", "SKIPME", "yes")
+        return answer
+
+    monkeypatch.setattr(_Connection, "request", lose)
+    async with open_redis_stores(own_server.url) as stores:
+        job = await stores.dedupe.register_or_join("a")
+        await stores.dedupe.complete("a", 1, job_id=job.job_id)
+        left = losses
+        with trio.fail_after(5):
+            if losses == 1:
+                assert await stores.dedupe.wait_for("a", job_id=job.job_id) == 1
+            else:
+                with pytest.raises(StoreError):
+                    await stores.dedupe.wait_for("a", job_id=job.job_id)
 
 
 async def test_a_waiter_whose_server_dies_gets_a_store_error(own_server: Server) -> None:

@@ -6,6 +6,7 @@ import datetime
 import gc
 import ipaddress
 import ssl
+import sys
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from trio_renew import StoreError
+from trio_renew.stores import _redis_link
 from trio_renew.stores._redis_address import address_of
+from trio_renew.stores._redis_link import Link
 from trio_renew.stores.redis import open_redis_bus, open_redis_stores
 
 if TYPE_CHECKING:
@@ -207,6 +210,40 @@ async def test_whoever_hangs_up_during_the_handshake_is_no_server(prefix: str) -
                 with pytest.raises(StoreError, match=how):
                     await stores.cache.get("a")
         nursery.cancel_scope.cancel()
+
+
+def ends_at_once(monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
+    """Let the first connections be lost when they are made, before whoever waits for them has a turn."""
+    made: list[int] = []
+    established = Link._established
+
+    def lose(link: Link, attempt: Any) -> None:
+        established(link, attempt)
+        made.append(1)
+        if len(made) <= times:
+            attempt.connection.invalidate("lost")
+
+    monkeypatch.setattr(Link, "_established", lose)
+    return made
+
+
+async def test_a_connection_that_is_lost_before_its_first_use_is_made_again(
+    server: Server, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = ends_at_once(monkeypatch, 2)
+    async with open_redis_stores(server.url, prefix=prefix) as stores:
+        assert await stores.cache.get("a") is None
+    assert len(made) == 3
+
+
+async def test_connections_that_are_always_lost_are_a_store_error(
+    server: Server, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends_at_once(monkeypatch, sys.maxsize)
+    monkeypatch.setattr(_redis_link, "PATIENCE", 0.02)
+    async with open_redis_stores(server.url, prefix=prefix) as stores:
+        with trio.fail_after(5), pytest.raises(StoreError, match="each connection was lost at once"):
+            await stores.cache.get("a")
 
 
 def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:

@@ -33,6 +33,7 @@ from ._common import (
     error_type_name,
     in_page,
 )
+from ._redis_link import was_lost
 from ._redis_room import batches, milliseconds
 from ._redis_scripts import (
     DESCRIBE_JOBS,
@@ -154,9 +155,18 @@ class RedisDedupeStore(Generic[T]):
         waiters = self._waiters.setdefault(channel, set())
         try:
             waiters.add(waiter)
+            lost = False
             while True:
                 waiter.woken = trio.Event()
-                what, job, *more = await self._room.link.run(LOOK, keys, job, channel=channel)
+                try:
+                    what, job, *more = await self._room.link.run(LOOK, keys, job, channel=channel)
+                except StoreError as error:
+                    # Looking changes nothing, so it may be done again; but not for ever.
+                    if lost or not was_lost(error):
+                        raise
+                    lost = True
+                    continue
+                lost = False
                 if what == b"wait":
                     said = await self._hear(waiter, job, more[0] / 1000)
                 elif what == b"done":

@@ -78,6 +78,11 @@ class _Connection(BaseConnection):
             return False
 
 
+def was_lost(error: StoreError) -> bool:
+    """Say whether the connection was lost under a call, so that nobody knows whether it was done."""
+    return isinstance(error.__cause__, LostError)
+
+
 def _evaluation(
     connection: _Connection, script: Script, keys: Sequence[bytes], args: Sequence[bytes | int]
 ) -> tuple[bytes | int, ...]:
@@ -240,15 +245,18 @@ class Link:
     async def _ready(self) -> tuple[_Connection, float]:
         self._owner.check()
         await trio.lowlevel.checkpoint_if_cancelled()
-        connection = self._connection
-        if connection is not None:
-            if connection.alive():
-                return connection, PATIENCE
-            # The server has hung up, and the connection's own task does not know yet.
-            self._drop(connection)
         until = trio.current_time() + PATIENCE
-        connection = await self._connect()
-        return connection, max(until - trio.current_time(), 0.001)
+        while True:
+            connection = self._connection
+            if connection is None:
+                connection = await self._connect()
+            left = until - trio.current_time()
+            if connection.alive():
+                return connection, max(left, 0.001)
+            # The server has hung up, perhaps before we had our turn; the connection's own task may not know yet.
+            self._drop(connection)
+            if left <= 0:
+                raise StoreError(f"{self!r}: each connection was lost at once, for {PATIENCE:g} s")
 
     def _drop(self, connection: _Connection) -> None:
         connection.invalidate("given up")
