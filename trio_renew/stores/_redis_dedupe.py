@@ -155,18 +155,9 @@ class RedisDedupeStore(Generic[T]):
         waiters = self._waiters.setdefault(channel, set())
         try:
             waiters.add(waiter)
-            lost = False
             while True:
                 waiter.woken = trio.Event()
-                try:
-                    what, job, *more = await self._room.link.run(LOOK, keys, job, channel=channel)
-                except StoreError as error:
-                    # Looking changes nothing, so it may be done again; but not for ever.
-                    if lost or not was_lost(error):
-                        raise
-                    lost = True
-                    continue
-                lost = False
+                what, job, *more = await self._look(keys, job, channel)
                 if what == b"wait":
                     said = await self._hear(waiter, job, more[0] / 1000)
                 elif what == b"done":
@@ -186,6 +177,15 @@ class RedisDedupeStore(Generic[T]):
             if not waiters:
                 del self._waiters[channel]
                 self._room.link.unsubscribe(channel)
+
+    async def _look(self, keys: tuple[bytes, bytes], job: bytes, channel: bytes) -> Any:
+        try:
+            return await self._room.link.run(LOOK, keys, job, channel=channel)
+        except StoreError as error:
+            if not was_lost(error):
+                raise
+        # Looking changes nothing, so it may be done again; but not for ever.
+        return await self._room.link.run(LOOK, keys, job, channel=channel)
 
     async def _hear(self, waiter: _Waiter, job: bytes, left: float) -> bytes:
         # The server forgets a job in the millisecond after its last one.

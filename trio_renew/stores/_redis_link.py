@@ -246,17 +246,14 @@ class Link:
         self._owner.check()
         await trio.lowlevel.checkpoint_if_cancelled()
         until = trio.current_time() + PATIENCE
-        while True:
-            connection = self._connection
-            if connection is None:
-                connection = await self._connect()
-            left = until - trio.current_time()
-            if connection.alive():
-                return connection, max(left, 0.001)
+        connection = self._connection or await self._connect()
+        while not connection.alive():
             # The server has hung up, perhaps before we had our turn; the connection's own task may not know yet.
             self._drop(connection)
-            if left <= 0:
+            if trio.current_time() >= until:
                 raise StoreError(f"{self!r}: each connection was lost at once, for {PATIENCE:g} s")
+            connection = self._connection or await self._connect()
+        return connection, max(until - trio.current_time(), 0.001)
 
     def _drop(self, connection: _Connection) -> None:
         connection.invalidate("given up")
