@@ -13,7 +13,7 @@ import trio
 
 from trio_renew._errors import StoreError
 from trio_renew.abc import Bus
-from trio_renew.stores import _sqlite_bus
+from trio_renew.stores import _bus_audience, _sqlite_bus
 from trio_renew.stores.sqlite import open_sqlite_bus
 
 if TYPE_CHECKING:
@@ -339,7 +339,7 @@ async def test_a_gap_means_something_was_missed(tmp_path: Path, autojump_clock: 
 async def test_an_outbox_that_grows_too_long_says_all(
     tmp_path: Path, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_sqlite_bus, "UNSENT", 10)
+    monkeypatch.setattr(_bus_audience, "UNSENT", 10)
     path = tmp_path / "later" / "b.db"
     async with open_sqlite_bus(path) as one:
         sender = Ear()

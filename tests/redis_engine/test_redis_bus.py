@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from trio_renew import StoreError
-from trio_renew.stores import _redis_bus
+from trio_renew.stores import _bus_audience, _redis_bus
 from trio_renew.stores._bus_messages import item_of, read_items, write_items
 from trio_renew.stores.redis import open_redis_bus
 
@@ -335,7 +335,7 @@ async def test_opening_needs_no_server(own_server: Server) -> None:
 
 
 async def test_what_was_sent_meanwhile_is_sent_on_return(own_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_redis_bus, "_MOST", 3)
+    monkeypatch.setattr(_bus_audience, "UNSENT", 3)
     async with open_redis_bus(f"redis://127.0.0.1:{own_server.port}") as bus:
         ear = Ear()
         bus.attach(ear)

@@ -2,33 +2,27 @@
 
 Invariants:
 
-* Everything happens in the bus's own Trio run; what is published from another thread is handed over to it.
 * Either the connection stands and hears, or there is an outage: each listener has been told of it once, and is told
   that it may have missed something as soon as the connection stands again.
-* What is published stays in the outbox until the server has taken it. An invalidation may be sent twice; it does no
-  harm. An outbox that grows too long becomes shorter by dropping more at the receivers.
+* What is published stays until the server has taken it. An invalidation may be sent twice; it does no harm.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
-from threading import get_ident
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import trio
-from trio.lowlevel import enable_ki_protection
 
 from .._errors import StoreError
 from .._events import logger
-from ._bus_audience import Audience
-from ._bus_messages import item_of, read_items, write_items
+from ._bus_audience import EngineBus
+from ._bus_messages import read_items, write_items
 from ._redis_link import Link
 
 if TYPE_CHECKING:
     from .._owner import Owner
-    from ..abc import Listener
-    from ._bus_messages import Item, What
+    from ._bus_messages import Item
     from ._redis_address import Address
 
 __all__ = ("RedisBus",)
@@ -40,49 +34,33 @@ _SHORTEST, _LONGEST = 0.05, 1.0
 _LOOK_EVERY = 2.0
 # Seconds that closing waits for what is still to be sent.
 _FAREWELL = 1.0
-# How many items one message carries, and how many an outage may pile up.
+# How many items one message carries.
 _PACKET = 200
-_MOST = 10_000
 
 
-class RedisBus:
+class RedisBus(EngineBus):
     """A :class:`~trio_renew.Bus` over a server. Made by :func:`open_redis_bus`."""
 
     __slots__ = (
-        "_audience",
         "_channel",
         "_id",
         "_link",
         "_opened",
-        "_outage",
-        "_outbox",
-        "_owner",
-        "_scope",
         "_sending",
         "_sent",
-        "_token",
-        "_wake",
     )
 
     def __init__(self, owner: Owner, address: Address, channel: bytes) -> None:
-        self._owner = owner
+        super().__init__(owner)
         self._channel = channel
         self._id = uuid4().hex
-        self._token = trio.lowlevel.current_trio_token()
         self._link = Link(
             owner, address, channel, heard=self._heard, lost=self._wake_up, patience=_TRY, must_listen=True
         )
-        self._audience = Audience()
-        #: In the order in which they were published; a dict, because once is enough.
-        self._outbox: dict[Item, None] = {}
         #: What the server has not yet taken.
         self._sending: list[Item] = []
-        self._outage: StoreError | None = None
         self._opened = trio.Event()
-        self._wake = trio.Event()
         self._sent = trio.Event()
-        self._scope = trio.CancelScope(shield=True)
-        owner.on_closing(self._scope.cancel)
 
     async def open(self) -> None:
         """Start, and wait for the first connection, or for the first failure to make one."""
@@ -94,51 +72,6 @@ class RedisBus:
         with trio.move_on_after(_FAREWELL, shield=True):  # noqa: ASYNC912 - as above
             while (self._outbox or self._sending) and self._outage is None:
                 await self._sent.wait()
-
-    # The protocol
-
-    def attach(self, listener: Listener) -> None:
-        """Let a listener take part from now on; it is told of an outage at once.
-
-        Raises:
-          trio.ClosedResourceError: The bus is closed.
-        """
-        self._owner.check()
-        if self._audience.add(listener) and self._outage is not None:
-            self._audience.failed(self._outage, listener)
-
-    def detach(self, listener: Listener) -> None:
-        """Let a listener hear nothing any more."""
-        self._audience.remove(listener)
-
-    def publish(self, sender: Listener, what: What, key: object) -> None:
-        """Tell all others of the sender's name. Neither waits nor raises; after closing it does nothing.
-
-        May be called from any thread.
-        """
-        if get_ident() == self._owner.thread:
-            self._publish(sender, what, key)
-        else:
-            with suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(self._publish_here, sender, what, key)
-
-    def _publish_here(self, sender: Listener, what: What, key: object) -> None:
-        try:
-            self._publish(sender, what, key)
-        except BaseException as exc:  # noqa: ASYNC103 - it leaves the owner
-            # An interrupted observer of a sibling: raised here, it would end the run as Trio's own failure.
-            self._owner.crash(exc)
-
-    @enable_ki_protection
-    def _publish(self, sender: Listener, what: What, key: object) -> None:
-        if self._owner.closed:
-            return
-        name = sender.name
-        if len(self._outbox) >= _MOST:
-            self._outbox = dict.fromkeys((each, "all", "null") for each, _, _ in self._outbox)
-        self._outbox[item_of(name, what, key)] = None
-        self._wake_up()
-        self._audience.pass_on(name, what, key, sender=sender)
 
     # What the listeners are told
 

@@ -4,33 +4,27 @@ Invariants:
 
 * Messages are numbered without a gap; each bus object knows the last number that it has read, and in which file. A
   gap or another file means that something was missed, and everybody is told.
-* Publishing is synchronous: siblings hear it at once, the table gets it from the one task. What cannot be written is
-  kept, and written when the file can be used again; a name that has too much to say says "all".
+* What cannot be written is kept, and written when the file can be used again.
 * A bus object does not read what it has written itself.
-* An outage is told to each listener once, also to those that come during it.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from contextlib import suppress
-from threading import get_ident
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
-from trio.lowlevel import enable_ki_protection
 
 from .._errors import StoreError
 from .._events import logger
-from ._bus_audience import Audience
-from ._bus_messages import item_of, read_items, write_items
+from ._bus_audience import EngineBus
+from ._bus_messages import read_items, write_items
 from ._sqlite_schema import immediate
 
 if TYPE_CHECKING:
     from .._owner import Owner
-    from ..abc import Listener
-    from ._bus_messages import Item, What
+    from ._bus_messages import Item
     from ._sqlite_db import Connection, Database, Look
 
 __all__ = ("SQLiteBus",)
@@ -41,8 +35,6 @@ OPENING, CLOSING = 5.0, 1.0
 RETRY = 1.0
 #: Seconds, and numbers, for which a message can be read.
 KEPT, KEPT_AT_MOST = 300.0, 10_000
-#: How many messages may wait to be written; beyond that their names say "all".
-UNSENT = 10_000
 # Seconds between two looks at the log, and between two questions without a change; under a test clock rarer ones,
 # because there every look of a whole virtual day is made.
 _LOOK, _ANYWAY = 0.025, 0.5
@@ -67,7 +59,7 @@ class _Place(NamedTuple):
     number: int
 
 
-class SQLiteBus:
+class SQLiteBus(EngineBus):
     """Carries invalidations between the processes of one machine, through a file. From :func:`open_sqlite_bus`.
 
     Example::
@@ -78,82 +70,20 @@ class SQLiteBus:
     """
 
     __slots__ = (
-        "_audience",
         "_database",
         "_exchanging",
         "_first",
         "_id",
-        "_outage",
-        "_outbox",
-        "_owner",
         "_place",
-        "_scope",
-        "_token",
-        "_wake",
     )
 
     def __init__(self, owner: Owner, database: Database) -> None:
-        self._owner = owner
+        super().__init__(owner)
         self._database = database
         self._id = os.urandom(16).hex()
-        self._token = trio.lowlevel.current_trio_token()
-        self._audience = Audience()
-        #: In the order in which they were published; a dict, because once is enough.
-        self._outbox: dict[Item, None] = {}
         self._place: _Place | None = None
-        self._outage: StoreError | None = None
         self._first = trio.Event()
-        self._wake = trio.Event()
         self._exchanging = trio.Lock()
-        self._scope = trio.CancelScope(shield=True)
-        owner.on_closing(self._scope.cancel)
-
-    # -------------------------------------------------------------------------------------------------- the protocol
-
-    def attach(self, listener: Listener) -> None:
-        """Let a listener take part from now on; it is told of an outage at once.
-
-        Raises:
-          trio.ClosedResourceError: The bus is closed.
-        """
-        self._owner.check()
-        if self._audience.add(listener) and self._outage is not None:
-            self._audience.failed(self._outage, listener)
-
-    def detach(self, listener: Listener) -> None:
-        """Let a listener hear nothing any more; no error when it does not take part."""
-        self._audience.remove(listener)
-
-    def publish(self, sender: Listener, what: What, key: object) -> None:
-        """Tell all others of the sender's name. Neither waits nor raises; after closing it does nothing.
-
-        May be called from any thread.
-        """
-        if get_ident() == self._owner.thread:
-            self._publish(sender, what, key)
-        else:
-            with suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(self._publish_here, sender, what, key)
-
-    # --------------------------------------------------------------------------------------------------- our steps
-
-    def _publish_here(self, sender: Listener, what: What, key: object) -> None:
-        try:
-            self._publish(sender, what, key)
-        except BaseException as exc:  # noqa: ASYNC103 - it leaves the owner
-            # An interrupted observer of a sibling: raised here, it would end the run as Trio's own failure.
-            self._owner.crash(exc)
-
-    @enable_ki_protection
-    def _publish(self, sender: Listener, what: What, key: object) -> None:
-        if self._owner.closed:
-            return
-        name = sender.name
-        if len(self._outbox) >= UNSENT:
-            self._outbox = dict.fromkeys(item_of(each, "all", None) for each, _, _ in self._outbox)
-        self._outbox[item_of(name, what, key)] = None
-        self._wake.set()
-        self._audience.pass_on(name, what, key, sender=sender)
 
     def __repr__(self) -> str:
         return f"<trio_renew bus {self._database.path}{' (closed)' if self._owner.closed else ''}>"
