@@ -66,6 +66,7 @@ class _Stop:
 
     @contextmanager
     def listening(self) -> Generator[None, None, None]:
+        """Receive the signals that end a program, for the time of a block."""
         before = {number: signal.signal(number, self._received) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -104,6 +105,7 @@ def _demo(arguments: argparse.Namespace, stop: _Stop) -> int:
     report = Report(arguments.seconds, arguments.workers, arguments.seed)
 
     async def demo() -> None:
+        """Play it on the view that fits where the output goes."""
         view: View = NoView()
         if not arguments.json:
             view = LiveView(console) if console.is_terminal else PlainView(console)

@@ -181,9 +181,11 @@ class _Encrypted(Generic[T]):
         self._failed = failed
 
     def encode(self, value: T, /) -> bytes:
+        """Encode a value, and encrypt that."""
         return cast("bytes", self._fernet.encrypt(self._codec.encode(value)))
 
     def decode(self, data: bytes, /) -> T:
+        """Decrypt, and decode what comes out of it."""
         # What is decrypted is no local of this frame: a traceback may show them.
         return self._codec.decode(self._decrypt(data))
 

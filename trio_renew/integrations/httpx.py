@@ -87,6 +87,7 @@ class _Flow:
         return f"<bearer_auth of {self._provider!r}>"
 
     async def run(self, request: Any) -> AsyncGenerator[Any, Any]:  # noqa: ASYNC900, ASYNC911 - what httpx asks for
+        """Send a request with the value, and once more with a fresh one where that is rejected."""
         lease = getattr(self._provider, "lease", None)
         # A lease is compared by its generation, whatever the value is.
         held: Any = await (self._provider.get() if lease is None else lease())
@@ -131,6 +132,8 @@ class _Flow:
 @cache
 def _adapter(base: type[Any]) -> type[Any]:
     class RenewingAuth(base):  # type: ignore[misc]
+        """The flow, as one of the two httpx modules wants it."""
+
         def __init__(self, flow: _Flow) -> None:
             self._flow = flow
 

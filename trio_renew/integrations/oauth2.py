@@ -291,6 +291,7 @@ def client_credentials(
     endpoint = _Endpoint(client, token_url, client_id, client_secret, client_auth, fields, lifetime, clock)
 
     async def mint() -> AuthToken:
+        """Ask the endpoint for a token by the client's own credentials."""
         token, _ = await endpoint.ask({"grant_type": "client_credentials"})
         return token
 
@@ -369,6 +370,7 @@ class _Rotation:
         self._unwritten: Secret | None = None
 
     async def mint(self) -> AuthToken:
+        """Redeem the refresh token; one at a time, as each may be good for one use only."""
         async with self._lock:
             used = await self._current()
             try:

@@ -84,6 +84,7 @@ def otel_observer(*, meter: Meter | None = None, tracer: Tracer | None = None) -
     failures = meter.create_counter("trio_renew.storage.failures", "{failure}", "Failed calls of storages and stores")
 
     def ended(event: FetchSucceeded | FetchFailed, attributes: dict[str, Any], outcome: str) -> None:
+        """A fetch has ended: count it, and make the span of its time."""
         fetches.add(1, attributes)
         durations.record(event.duration, attributes)
         if event.remaining is not None:
@@ -101,6 +102,7 @@ def otel_observer(*, meter: Meter | None = None, tracer: Tracer | None = None) -
         span.end(end)
 
     def observe(event: Event) -> None:
+        """Turn one event into what OpenTelemetry counts and traces."""
         base = {"name": event.name or ""}
         if isinstance(event, FetchSucceeded):
             ended(event, {**base, "reason": event.reason, "outcome": "succeeded"}, "succeeded")

@@ -51,6 +51,7 @@ class _Activity(Requests):
         self.computed_at = 0.0
 
     def prune(self, now: float, window: float) -> int:
+        """Drop the requests of either kind that can count no more; says how many are in the window."""
         self.prune_background(now, window)
         return super().prune(now, window)
 
@@ -66,6 +67,7 @@ class _Activity(Requests):
         return len(users)
 
     def redate(self, now: float) -> None:
+        """Date what seems to come from the future now."""
         super().redate(now)
         self.background_times = deque(min(at, now) for at in self.background_times)
         self.users = deque(min(at, now) for at in self.users)

@@ -57,6 +57,7 @@ class _Connection(BaseConnection):
         return self._made  # noqa: ASYNC910 - it is connected
 
     def describe(self) -> str:
+        """Say where it leads to, without credentials; coredis asks."""
         return f"{type(self).__name__}<{self.location}>"
 
     def request(self, command: Sequence[bytes | int], patience: float | None = None) -> Awaitable[Any]:
