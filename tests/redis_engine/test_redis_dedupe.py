@@ -222,6 +222,37 @@ async def test_a_connection_that_is_lost_under_a_look_is_looked_over_again_once(
                     await stores.dedupe.wait_for("a", job_id=job.job_id)
 
 
+async def test_who_is_cancelled_while_looking_again_leaves_the_rest_in_order(
+    own_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = _Connection.request
+    looks = 0
+
+    def lose(connection: _Connection, command: Any, patience: float | None = None) -> Any:
+        nonlocal looks
+        answer = request(connection, command, patience)
+        if armed and command[0] in (b"EVAL", b"EVALSHA"):
+            looks += 1
+            if looks == 1:
+                own_server.ask("CLIENT", "KILL", "SKIPME", "yes")
+                own_server.pause()
+        return answer
+
+    armed = False
+    monkeypatch.setattr(_Connection, "request", lose)
+    async with open_redis_stores(own_server.url) as stores:
+        job = await stores.dedupe.register_or_join("a")
+        await stores.dedupe.complete("a", 1, job_id=job.job_id)
+        armed = True
+        with trio.move_on_after(0.1) as scope:
+            await stores.dedupe.wait_for("a", job_id=job.job_id)
+        assert scope.cancelled_caught
+        assert looks == 1  # it was waiting for another connection
+        own_server.resume()
+        with trio.fail_after(5):
+            assert await stores.dedupe.wait_for("a", job_id=job.job_id) == 1
+
+
 async def test_a_waiter_whose_server_dies_gets_a_store_error(own_server: Server) -> None:
     async with open_redis_stores(own_server.url) as stores:
         await stores.dedupe.register("a")
